@@ -1,0 +1,70 @@
+// Command oodmon watches a stream of embeddings for out-of-distribution
+// records and refits the head that scores them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit codes, as `oodmon help` documents them.
+const (
+	exitFailed  = 1 // the operation failed
+	exitUsage   = 2 // the command line or the configuration is wrong
+	exitRefused = 3 // retrain: the gate refused the candidate
+)
+
+// An exitError carries the exit code that its error stands for.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+// withExit makes main exit with code when err reaches it.
+func withExit(code int, err error) error { return &exitError{code, err} }
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "oodmon",
+		Short: "Watch the embeddings of a classifier for out-of-distribution inputs",
+		Long: `oodmon reads the embeddings of a classifier from a Kafka topic, scores each by its
+distance to the class prototypes of an IsoMax+ head, says which are out of
+distribution at a false-positive rate that you choose, and refits the head.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage or configuration,
+3 refused by the gate (retrain).`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return withExit(exitUsage, fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath()))
+	})
+	root.AddCommand()
+	return root
+}
+
+func main() {
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newRootCommand().ExecuteContext(ctx)
+	stop()
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "oodmon: "+err.Error())
+	code := exitFailed
+	if e, ok := errors.AsType[*exitError](err); ok {
+		code = e.code
+	}
+	os.Exit(code)
+}
