@@ -49,7 +49,10 @@ Exit codes: 0 success, 1 failure, 2 wrong usage or configuration,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return withExit(exitUsage, fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath()))
 	})
-	root.AddCommand()
+	root.AddCommand(
+		newDemoCommand(), newRunCommand(), newRetrainCommand(), newTrainCommand(), newEvalCommand(), newScoreCommand(),
+		newModelCommand(), newConfigCommand(), newBenchCommand(), newVersionCommand(),
+	)
 	return root
 }
 

@@ -1,0 +1,12 @@
+package main
+
+import "github.com/spf13/cobra"
+
+func newBenchCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure oodmon on this machine",
+	}
+	cmd.AddCommand(newBenchLineCommand())
+	return cmd
+}

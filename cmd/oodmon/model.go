@@ -1,0 +1,356 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/oodmon/oodmon/model"
+	"github.com/oodmon/oodmon/trainer"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// loadModel reads a model file, or a registry's current model.
+func loadModel(ctx context.Context, location string) (*model.Model, error) {
+	info, err := os.Stat(location)
+	if err != nil {
+		return nil, fmt.Errorf("--model: %w", err)
+	}
+	if !info.IsDir() {
+		return model.ReadFile(location)
+	}
+	models, err := model.OpenRegistry(location)
+	if err != nil {
+		return nil, err
+	}
+	version, err := models.Current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return models.Load(ctx, version)
+}
+
+func addRateFlags(f *pflag.FlagSet, alpha, delta *float64) {
+	f.Float64Var(alpha, "alpha", .01, "the false-positive rate: the share of in-distribution records that may be flagged")
+	f.Float64Var(delta, "delta", .05, "the rate holds with probability 1-delta over the draw of the calibration records")
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err) // a flag that this program does not define
+	}
+}
+
+func newModelCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "model",
+		Short: "Look at the models of a registry, and choose the one in service",
+	}
+	registry := cmd.PersistentFlags().String("registry", "", "the registry's folder")
+	cmd.AddCommand(
+		newModelListCommand(registry), newModelShowCommand(registry), newModelPromoteCommand(registry),
+		newModelRollbackCommand(registry), newModelImportCommand(registry),
+	)
+	return cmd
+}
+
+func openRegistry(location string) (*model.Registry, error) {
+	if location == "" {
+		return nil, withExit(exitUsage, errors.New("--registry is required"))
+	}
+	return model.OpenRegistry(location)
+}
+
+// A modelInfo is what list and show print.
+type modelInfo struct {
+	Version       string    `json:"version"`
+	Current       bool      `json:"current"`
+	Created       time.Time `json:"created"`
+	Detector      string    `json:"detector"`
+	Score         string    `json:"score"`
+	Dim           int       `json:"dim"`
+	Classes       []string  `json:"classes"`
+	Alpha         float64   `json:"alpha"`
+	Delta         float64   `json:"delta"`
+	Threshold     float64   `json:"threshold"`
+	Rank          int       `json:"rank"`
+	Calibration   int       `json:"calibration"`
+	DistanceScale float64   `json:"distance_scale"`
+	EntropicScale float64   `json:"entropic_scale"`
+	Parent        string    `json:"parent,omitempty"`
+	Training      any       `json:"training,omitempty"`
+}
+
+func describe(m *model.Model, current string) (modelInfo, error) {
+	threshold, rank, err := m.Calibration.Threshold(m.Alpha, m.Delta)
+	if err != nil {
+		return modelInfo{}, fmt.Errorf("model %s: %w", m.Version, err)
+	}
+	info := modelInfo{
+		Version: m.Version, Current: m.Version == current, Created: m.Created, Detector: m.Detector, Score: m.Score, Dim: m.Dim(), Classes: m.Classes,
+		Alpha: m.Alpha, Delta: m.Delta, Threshold: float64(threshold), Rank: rank, Calibration: len(m.Calibration.Scores),
+		DistanceScale: float64(m.DistanceScale), EntropicScale: m.EntropicScale, Parent: m.Parent,
+	}
+	if m.Training != nil {
+		info.Training = m.Training
+	}
+	return info, nil
+}
+
+func newModelListCommand(registry *string) *cobra.Command {
+	asJSON := false
+	cmd := &cobra.Command{
+		Use:     "list --registry DIR",
+		Short:   "List the models of a registry, the newest first",
+		Example: "  oodmon model list --registry /var/lib/oodmon/registry",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			models, err := openRegistry(*registry)
+			if err != nil {
+				return err
+			}
+			versions, err := models.List(cmd.Context())
+			if err != nil {
+				return err
+			}
+			current, err := models.Current(cmd.Context())
+			if err != nil && !errors.Is(err, model.ErrNoCurrent) {
+				return err
+			}
+			all := []modelInfo{}
+			for _, version := range versions {
+				m, err := models.Load(cmd.Context(), version)
+				if err != nil {
+					return err
+				}
+				info, err := describe(m, current)
+				if err != nil {
+					return err
+				}
+				all = append(all, info)
+			}
+			slices.SortStableFunc(all, func(a, b modelInfo) int { return b.Created.Compare(a.Created) })
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), all)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "\tVERSION\tCREATED\tDETECTOR\tCLASSES\tDIM\tALPHA\tPARENT")
+			for _, m := range all {
+				mark := " "
+				if m.Current {
+					mark = "*"
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%g\t%s\n", mark, m.Version, m.Created.Format(time.RFC3339), m.Detector, len(m.Classes), m.Dim, m.Alpha, m.Parent)
+			}
+			return w.Flush()
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
+	return cmd
+}
+
+func newModelShowCommand(registry *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show [VERSION|FILE]",
+		Short: "Show a model, as JSON",
+		Example: `  oodmon model show --registry /var/lib/oodmon/registry                # the current model
+  oodmon model show --registry /var/lib/oodmon/registry 0123456789ab
+  oodmon model show head.safetensors`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if *registry == "" && len(args) == 1 {
+				m, err := model.ReadFile(args[0])
+				if err != nil {
+					return err
+				}
+				info, err := describe(m, "")
+				if err != nil {
+					return err
+				}
+				return writeJSON(cmd.OutOrStdout(), info)
+			}
+			models, err := openRegistry(*registry)
+			if err != nil {
+				return err
+			}
+			current, err := models.Current(cmd.Context())
+			if err != nil && (len(args) == 0 || !errors.Is(err, model.ErrNoCurrent)) {
+				return err
+			}
+			version := current
+			if len(args) == 1 {
+				version = args[0]
+			}
+			m, err := models.Load(cmd.Context(), version)
+			if err != nil {
+				return err
+			}
+			info, err := describe(m, current)
+			if err != nil {
+				return err
+			}
+			return writeJSON(cmd.OutOrStdout(), info)
+		},
+	}
+}
+
+// locked runs fn while nobody else writes to the registry.
+func locked(ctx context.Context, location string, fn func(*model.Registry) error) (err error) {
+	models, err := openRegistry(location)
+	if err != nil {
+		return err
+	}
+	release, err := models.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	return fn(models)
+}
+
+func newModelPromoteCommand(registry *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "promote --registry DIR VERSION|FILE",
+		Short: "Put a model into service",
+		Long: `promote puts a version of the registry into service, or adds a model file to the
+registry and puts that into service.`,
+		Example: `  oodmon model promote --registry /var/lib/oodmon/registry 0123456789ab
+  oodmon model promote --registry /var/lib/oodmon/registry head.safetensors`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return locked(cmd.Context(), *registry, func(models *model.Registry) error {
+				version := args[0]
+				if _, err := os.Stat(version); err == nil {
+					m, err := model.ReadFile(version)
+					if err != nil {
+						return err
+					}
+					if version, err = models.Publish(cmd.Context(), m, model.Event{Detail: "by hand"}); err != nil {
+						return err
+					}
+				} else if err := models.Promote(cmd.Context(), version); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), "in service:", version)
+				return err
+			})
+		},
+	}
+}
+
+func newModelRollbackCommand(registry *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "rollback --registry DIR",
+		Short:   "Put the model back into service that was there before",
+		Example: "  oodmon model rollback --registry /var/lib/oodmon/registry",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return locked(cmd.Context(), *registry, func(models *model.Registry) error {
+				version, err := models.Rollback(cmd.Context())
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), "in service:", version)
+				return err
+			})
+		},
+	}
+}
+
+func newModelImportCommand(registry *string) *cobra.Command {
+	var (
+		head, output string
+		calibration  []string
+		classes      []string
+		promote      bool
+		alpha, delta float64
+	)
+	cmd := &cobra.Command{
+		Use:   "import --head FILE --calibration FILE (--output MODEL | --registry DIR)",
+		Short: "Make a model of a head that was trained elsewhere",
+		Long: `import reads the prototypes and the distance scale of an IsoMax+ head that was
+trained with its network, for example in PyTorch:
+
+  from safetensors.torch import save_file
+  save_file({"prototypes": head.prototypes, "distance_scale": head.distance_scale}, "head.safetensors")
+
+and calibrates it on in-distribution embeddings that the training never saw.
+Class names come from --classes, else from the file's metadata (classes, a JSON
+array), else they are numbers. The model goes to a file, or to a registry; there
+--promote puts it into service.`,
+		Example: `  oodmon model import --head head.safetensors --calibration val.arrow --output model.safetensors
+  oodmon model import --head head.safetensors --calibration val.parquet --registry /var/lib/oodmon/registry --promote`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if (output == "") == (*registry == "") {
+				return withExit(exitUsage, errors.New("exactly one of --output and --registry is required"))
+			}
+			if promote && *registry == "" {
+				return withExit(exitUsage, errors.New("--promote needs --registry"))
+			}
+			m, err := importHead(head, classes, alpha, delta)
+			if err != nil {
+				return err
+			}
+			if err := trainer.Calibrate(cmd.Context(), m, trainer.Files(calibration...)); err != nil {
+				return err
+			}
+			if output != "" {
+				if err := writeModel(output, m); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: model %s\n", output, m.Version)
+				return err
+			}
+			return locked(cmd.Context(), *registry, func(models *model.Registry) error {
+				if promote {
+					if _, err := models.Publish(cmd.Context(), m, model.Event{Detail: "imported from " + head}); err != nil {
+						return err
+					}
+				} else if _, err := models.Add(cmd.Context(), m); err != nil {
+					return err
+				} else if err := models.Record(cmd.Context(), model.Event{Kind: model.EventImported, Version: m.Version, Detail: "from " + head}); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), m.Version)
+				return err
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&head, "head", "", "safetensors file with prototypes [C, D] and distance_scale [1] (required)")
+	f.StringSliceVar(&calibration, "calibration", nil, "in-distribution embeddings; may be repeated (required)")
+	f.StringSliceVar(&classes, "classes", nil, "class names in the order of the prototypes")
+	f.StringVar(&output, "output", "", "model file to write")
+	f.BoolVar(&promote, "promote", false, "put the model into service")
+	addRateFlags(f, &alpha, &delta)
+	must(cmd.MarkFlagRequired("head"))
+	must(cmd.MarkFlagRequired("calibration"))
+	return cmd
+}
+
+func importHead(path string, classes []string, alpha, delta float64) (*model.Model, error) {
+	h, err := model.ReadHead(path)
+	if err != nil {
+		return nil, err
+	}
+	if classes == nil {
+		classes = h.Classes
+	}
+	if n := h.Prototypes.Shape()[0]; classes == nil {
+		for i := range n {
+			classes = append(classes, fmt.Sprint(i))
+		}
+	} else if len(classes) != n {
+		return nil, fmt.Errorf("%s: %d class names for %d prototypes", path, len(classes), n)
+	}
+	return &model.Model{
+		Detector: model.IsoMaxPlus, Score: model.MDS, EntropicScale: h.EntropicScale, Temperature: 1, Classes: classes,
+		Alpha: alpha, Delta: delta, Created: time.Now().UTC().Truncate(time.Second), Prototypes: h.Prototypes, DistanceScale: h.DistanceScale,
+	}, nil
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/oodmon/oodmon/featurizer"
+	"github.com/oodmon/oodmon/model"
+	"github.com/oodmon/oodmon/monitor"
+	"github.com/oodmon/oodmon/trainer"
+	"github.com/spf13/cobra"
+)
+
+func newRetrainCommand() *cobra.Command {
+	var (
+		config string
+		every  time.Duration
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:   "retrain --config FILE",
+		Short: "Refit the head, prove it against the model in service, publish it",
+		Long: `retrain reads labelled embeddings from the topic or the files of retrain.data,
+fits a candidate, calibrates it on records that the fit never saw, compares it
+with the model in service on the same held-out records, and publishes it to the
+registry if the rules of retrain.gate allow. A topic is read up to the offsets
+that it has at the start. Running monitors take the new model in.
+
+The registry's lock keeps two runs apart, and what comes of a run is recorded in
+its history. Nothing half-written is ever in service.
+
+Exit codes: 0 published, 3 refused by the gate (the report says why), 1 failed,
+2 wrong configuration.`,
+		Example: `  oodmon retrain --config oodmon.yml
+  oodmon retrain --config oodmon.yml --json > report.json
+  oodmon retrain --config oodmon.yml --every 24h      # for hosts without cron`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if every < 0 {
+				return withExit(exitUsage, fmt.Errorf("--every: %v must not be negative", every))
+			}
+			cfg, err := monitor.LoadConfig(config)
+			if err != nil {
+				return withExit(exitUsage, err)
+			}
+			if len(cfg.Retrain.Data.Files) == 0 && cfg.Retrain.Data.Topic == "" {
+				return withExit(exitUsage, fmt.Errorf("configuration %s: retrain.data: neither files nor a topic is set", config))
+			}
+			for {
+				err := retrainOnce(cmd, cfg, asJSON)
+				if every == 0 {
+					return err
+				}
+				if err != nil {
+					slog.Error("retraining ended without a new model", "error", err)
+				}
+				select {
+				case <-cmd.Context().Done():
+					return nil
+				case <-time.After(every):
+				}
+			}
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "oodmon.yml", "configuration file")
+	cmd.Flags().DurationVar(&every, "every", 0, "keep running, and retrain again so long after each run")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON on standard output")
+	return cmd
+}
+
+func retrainOnce(cmd *cobra.Command, cfg *monitor.Config, asJSON bool) error {
+	progress, done := progressBar(cmd.ErrOrStderr(), "fitting")
+	report, err := trainer.Retrain(cmd.Context(), cfg.Retrain, trainer.Broker{
+		Kafka: cfg.Kafka,
+		Features: featurizer.Config{
+			Codec: cfg.Input.Codec, MaxMessageBytes: cfg.Input.MaxMessageBytes, IDHeader: cfg.Input.IDHeader, SegmentHeader: cfg.Input.SegmentHeader,
+		},
+		MaxRecords: cfg.Input.Batch.MaxRecords, MaxBytes: cfg.Input.Batch.MaxBytes,
+	}, cfg.Model.Registry, progress)
+	done()
+	if err != nil {
+		if errors.Is(err, context.Canceled) {
+			return fmt.Errorf("retrain: interrupted: %w", err)
+		}
+		return fmt.Errorf("retrain: %w", err)
+	}
+	if asJSON {
+		if err := writeJSON(cmd.OutOrStdout(), report); err != nil {
+			return err
+		}
+	}
+	if report.Result == model.EventRefused {
+		return withExit(exitRefused, errors.New(report.Line()))
+	}
+	_, err = fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+report.Line())
+	return err
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/oodmon/oodmon/monitor"
+	"github.com/spf13/cobra"
+)
+
+func newRunCommand() *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "run --config FILE",
+		Short: "Score a topic's embeddings until SIGTERM",
+		Long: `run subscribes to input.topic, scores every record by the registry's current
+model, publishes the scores to output.topic, what cannot be scored to
+dead_letter.topic, and serves metrics, health checks and a status page.
+
+SIGTERM or SIGINT: the batch in hand is finished and committed, then the process
+leaves, within shutdown.drain_timeout. SIGHUP: the registry is read now.`,
+		Example: `  oodmon run --config oodmon.yml
+  kill -HUP $(pidof oodmon)     # take in the registry's current model now`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := monitor.LoadConfig(config)
+			if err != nil {
+				return withExit(exitUsage, err)
+			}
+			m, err := monitor.New(cmd.Context(), cfg, slog.Default())
+			if err != nil {
+				return err
+			}
+			ctx, stop := context.WithCancel(cmd.Context())
+			var reloading sync.WaitGroup
+			reloading.Go(func() { reloadOnHangup(ctx, m) })
+			err = m.Run(ctx)
+			stop()
+			reloading.Wait()
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "oodmon.yml", "configuration file")
+	return cmd
+}
+
+// reloadOnHangup reads the registry at each SIGHUP until ctx is done.
+func reloadOnHangup(ctx context.Context, m *monitor.Monitor) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			_ = m.Reload(ctx) // logged and counted
+		}
+	}
+}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"syscall"
+
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/oodmon/oodmon/featurizer"
+	"github.com/oodmon/oodmon/model"
+	"github.com/oodmon/oodmon/scorer"
+	"github.com/oodmon/oodmon/sink"
+	"github.com/spf13/cobra"
+)
+
+func newScoreCommand() *cobra.Command {
+	var location, inputFormat, format, output string
+	cmd := &cobra.Command{
+		Use:   "score --model MODEL FILE...",
+		Short: "Score files of embeddings",
+		Long: `score writes one row for each embedding: id, score (larger is more out of
+distribution), p_value, ood, class (the nearest), and where it came from: topic is
+the file, offset its row. A row that has no score, because it is not finite or all
+zero, is left out; standard error names the first ones and their number.
+
+Files are Arrow IPC, Parquet, NumPy or JSON lines; - is standard input, in the
+format of --input-format. MODEL is a model file, or a registry.`,
+		Example: `  oodmon score --model head.safetensors live.parquet > scores.jsonl
+  oodmon score --model head.safetensors live.npy --format csv --output scores.csv
+  zcat live.jsonl.gz | oodmon score --model head.safetensors --input-format jsonl -`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, err := loadModel(cmd.Context(), location)
+			if err != nil {
+				return err
+			}
+			s, err := scorer.New(m)
+			if err != nil {
+				return err
+			}
+			out, finish, err := openOutput(cmd, output)
+			if err != nil {
+				return err
+			}
+			w, err := sink.NewWriter(format, out, featurizer.ScoreSchema(0))
+			if err != nil {
+				return withExit(exitUsage, errors.Join(fmt.Errorf("--format: %w", err), finish(err)))
+			}
+			run := scoring{scorer: s, model: m, writer: w, builder: scorer.NewRecordBuilder(0), stderr: cmd.ErrOrStderr()}
+			for _, path := range args {
+				if err = run.file(cmd, path, inputFormat); err != nil {
+					break
+				}
+			}
+			if err == nil {
+				err = w.Close()
+			}
+			if err = finish(err); errors.Is(err, syscall.EPIPE) {
+				return nil // whoever reads has seen enough
+			}
+			if err == nil && run.skipped > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "oodmon: %d of %d rows have no score: they are not finite or have a norm under 1e-12\n", run.skipped, run.rows)
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&location, "model", "", "model file, or registry (required)")
+	f.StringVar(&format, "format", "jsonl", "output format: jsonl, csv or arrow (an IPC stream)")
+	f.StringVar(&output, "output", "-", "output file; - is standard output")
+	f.StringVar(&inputFormat, "input-format", featurizer.FormatJSONL, "format of standard input: arrow, npy or jsonl")
+	must(cmd.MarkFlagRequired("model"))
+	return cmd
+}
+
+// openOutput returns where to write, and what ends it: it flushes, and takes a
+// half-written file away.
+func openOutput(cmd *cobra.Command, path string) (io.Writer, func(error) error, error) {
+	var file io.Writer = cmd.OutOrStdout()
+	var created *os.File
+	if path != "-" {
+		f, err := os.Create(path)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--output: %w", err)
+		}
+		file, created = f, f
+	}
+	w := bufio.NewWriterSize(file, 1<<16)
+	return w, func(err error) error {
+		err = errors.Join(err, w.Flush())
+		if created != nil {
+			if err = errors.Join(err, created.Close()); err != nil {
+				err = errors.Join(err, os.Remove(path))
+			}
+		}
+		return err
+	}, nil
+}
+
+type scoring struct {
+	scorer        *scorer.Scorer
+	model         *model.Model
+	writer        sink.Writer
+	builder       *scorer.RecordBuilder
+	workspace     scorer.Workspace
+	scores        scorer.Scores
+	stderr        io.Writer
+	rows, skipped int
+}
+
+// maxNamed is how many rows without a score are named.
+const maxNamed = 10
+
+func (s *scoring) file(cmd *cobra.Command, path, inputFormat string) (err error) {
+	var r *featurizer.FileReader
+	if path == "-" {
+		if !slices.Contains(featurizer.Formats, inputFormat) {
+			return withExit(exitUsage, fmt.Errorf("--input-format: %q is not one of %q", inputFormat, featurizer.Formats))
+		}
+		r, err = featurizer.ReadStream("standard input", inputFormat, cmd.InOrStdin())
+	} else {
+		r, err = featurizer.OpenFile(path)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	for cmd.Context().Err() == nil {
+		rec, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = s.record(path, rec)
+		rec.Release()
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return fmt.Errorf("score %s: %w", path, cmd.Context().Err())
+}
+
+func (s *scoring) record(path string, rec arrow.Record) error {
+	if err := s.scorer.Score(&s.workspace, rec, &s.scores); err != nil {
+		return err
+	}
+	for i, class := range s.scores.Class {
+		if class >= 0 {
+			continue
+		}
+		if s.skipped++; s.skipped <= maxNamed {
+			fmt.Fprintf(s.stderr, "oodmon: %s: row %d has no direction: it is not finite or has a norm under 1e-12\n", path, s.rows+i)
+		}
+	}
+	s.rows += int(rec.NumRows())
+	out, err := s.builder.Build(rec, &s.scores, s.model, path, false)
+	if err != nil {
+		return err
+	}
+	defer out.Release()
+	return s.writer.Write(out)
+}

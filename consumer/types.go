@@ -1,0 +1,105 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+)
+
+// A Header is one header of a record.
+type Header = kafka.Header
+
+// A Message is one record of a partition. Its slices point into buffers of the
+// consumer: they are valid until the handler returns and must not be written to.
+type Message struct {
+	Offset  int64
+	Time    time.Time
+	Key     []byte
+	Value   []byte
+	Headers []Header
+	// Oversized is zero, or the number of bytes that the record (or the whole
+	// record batch, where even that is larger than what is held in memory) has
+	// in the log. Then it is larger than Config.MaxMessageBytes: Key, Value and
+	// Headers are nil, and the handler has to account for the offset.
+	Oversized int64
+}
+
+// Header returns the value of the first header of that name, or nil.
+func (m *Message) Header(key string) []byte {
+	for i := range m.Headers {
+		if m.Headers[i].Key == key {
+			return m.Headers[i].Value
+		}
+	}
+	return nil
+}
+
+// A Batch is a run of consecutive messages of one partition.
+type Batch struct {
+	Topic     string
+	Partition int
+	Messages  []Message
+	// HighWatermark is the offset after the last record that can be read now.
+	HighWatermark int64
+}
+
+// A Handler processes the batches of one partition, in order, one at a time.
+// A nil error means that everything which the batch led to is durably
+// acknowledged: the consumer may commit. After an error the same batch comes
+// again. The context ends when the partition has been taken away or the
+// consumer's drain timeout is over; the handler then has to return soon.
+type Handler interface {
+	Handle(ctx context.Context, b *Batch) error
+}
+
+// Config says what is read, and in which portions.
+type Config struct {
+	Topic string
+	Group string
+	// Start is where a partition begins for which the group has committed
+	// nothing: earliest or latest. A partition that is added to the topic
+	// while the consumer runs begins at its first record in both cases.
+	Start string
+	// OutOfRange is what follows an offset that the log does not hold (retention
+	// has passed it, or the topic was made anew): go on at the earliest or the
+	// latest record, or fail: Run returns an error.
+	OutOfRange string
+	// MaxRecords and MaxBytes bound a batch. One message may exceed MaxBytes.
+	MaxRecords int
+	MaxBytes   int
+	// MaxWait is how long a broker may hold a fetch while there is nothing to read.
+	MaxWait time.Duration
+	// MaxMessageBytes bounds key, value and headers of one record together. A
+	// larger record is delivered as Message.Oversized, without its bytes.
+	MaxMessageBytes int
+	// SessionTimeout is how long the group waits for a heartbeat before it gives
+	// the partitions to other members. Zero means 30 s.
+	SessionTimeout time.Duration
+	// DrainTimeout bounds the batch in hand after the context of Run is done or
+	// a partition was taken away. Zero means 15 s.
+	DrainTimeout time.Duration
+}
+
+func (c *Config) validate() error {
+	var all []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			all = append(all, fmt.Errorf(format, args...))
+		}
+	}
+	check(c.Topic != "", "topic: must not be empty")
+	check(c.Group != "", "group: must not be empty")
+	check(c.Start == "earliest" || c.Start == "latest", `start: %q is neither "earliest" nor "latest"`, c.Start)
+	check(c.OutOfRange == "earliest" || c.OutOfRange == "latest" || c.OutOfRange == "fail",
+		`out of range: %q is none of "earliest", "latest" and "fail"`, c.OutOfRange)
+	check(c.MaxRecords > 0, "max records: %d is not positive", c.MaxRecords)
+	check(c.MaxBytes > 0, "max bytes: %d is not positive", c.MaxBytes)
+	check(c.MaxWait > 0, "max wait: %v is not positive", c.MaxWait)
+	check(c.MaxMessageBytes > 0, "max message bytes: %d is not positive", c.MaxMessageBytes)
+	check(c.SessionTimeout >= 0, "session timeout: %v is negative", c.SessionTimeout)
+	check(c.DrainTimeout >= 0, "drain timeout: %v is negative", c.DrainTimeout)
+	return errors.Join(all...)
+}

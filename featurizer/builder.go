@@ -1,0 +1,280 @@
+package featurizer
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/apache/arrow/go/v15/arrow"
+)
+
+// The codecs, as configuration names them.
+const (
+	CodecAuto  = "auto"
+	CodecRaw   = "raw"
+	CodecJSON  = "json"
+	CodecArrow = "arrow"
+)
+
+// ArrowContentType is the media type of an Arrow IPC stream.
+const ArrowContentType = "application/vnd.apache.arrow.stream"
+
+// A Reason is why bytes are no embedding: one of a few, fit for a label.
+type Reason string
+
+const (
+	TooLarge       Reason = "too_large"
+	Empty          Reason = "empty"
+	UnknownCodec   Reason = "unknown_codec"
+	BadJSON        Reason = "bad_json"
+	BadArrow       Reason = "bad_arrow"
+	WrongDimension Reason = "wrong_dimension"
+	// NoDirection: an embedding that is not finite, or whose norm is under
+	// 1e-12. The scorer finds it.
+	NoDirection Reason = "no_direction"
+)
+
+// Reasons are all of them.
+var Reasons = []Reason{TooLarge, Empty, UnknownCodec, BadJSON, BadArrow, WrongDimension, NoDirection}
+
+// A Message is what a topic holds. Its slices are not kept.
+type Message struct {
+	Key, Value []byte
+	// Size is the length that the value had where it was too large to be
+	// fetched, else 0.
+	Size int
+	// Headers may be nil.
+	Headers   Headers
+	Time      time.Time
+	Partition int32
+	Offset    int64
+}
+
+// Headers look up a message's header; the answer is nil where there is none.
+type Headers interface {
+	Header(key string) []byte
+}
+
+func (m *Message) header(key string) []byte {
+	if m.Headers == nil || key == "" {
+		return nil
+	}
+	return m.Headers.Header(key)
+}
+
+// A Reject is a message, or one row of it, that is no embedding.
+type Reject struct {
+	Offset int64
+	Row    int32 // -1: the whole message
+	Reason Reason
+	Err    error // what was found, and what was expected
+}
+
+// A Config says what a Builder expects.
+type Config struct {
+	// Dim is the dimension; 0: that of the first embedding that is JSON or
+	// Arrow, since raw bytes could be anything.
+	Dim             int
+	Codec           string // auto, raw, json or arrow
+	MaxMessageBytes int
+	// IDHeader and SegmentHeader name the headers that tell what the record
+	// itself does not; "": none.
+	IDHeader, SegmentHeader string
+}
+
+// A Builder turns messages into Arrow records. Its memory is used again from
+// record to record. It is for one goroutine.
+type Builder struct {
+	cfg     Config
+	columns columns
+	rejects []Reject
+	json    jsonRecord
+	rows    []jsonRow
+	taken   bool
+}
+
+// NewBuilder returns a Builder for embeddings of one dimension.
+func NewBuilder(cfg Config) (*Builder, error) {
+	if cfg.Dim < 0 {
+		return nil, fmt.Errorf("featurizer: dimension %d must not be negative", cfg.Dim)
+	}
+	if cfg.MaxMessageBytes < 1 {
+		return nil, fmt.Errorf("featurizer: the largest message of %d bytes must be positive", cfg.MaxMessageBytes)
+	}
+	switch cfg.Codec {
+	case CodecAuto, CodecRaw, CodecJSON, CodecArrow:
+	default:
+		return nil, fmt.Errorf("featurizer: codec %q is not one of [%q %q %q %q]", cfg.Codec, CodecAuto, CodecRaw, CodecJSON, CodecArrow)
+	}
+	b := &Builder{cfg: cfg}
+	if cfg.Dim > 0 {
+		b.columns = newColumns(cfg.Dim)
+	}
+	return b, nil
+}
+
+// fits reports whether n is the dimension, which it becomes if none was known.
+func (b *Builder) fits(n int) bool {
+	if b.cfg.Dim == 0 && n > 0 {
+		b.cfg.Dim = n
+		b.columns = newColumns(n)
+	}
+	return n == b.cfg.Dim
+}
+
+// Append decodes a message. What cannot be decoded becomes a Reject.
+//
+// The id of a record is its own, else that of IDHeader, else the key as
+// text; a key that is not UTF-8 is written in hexadecimal. The segment and the
+// time are the record's own, else the message's.
+//
+// The codec auto goes by the content type: application/octet-stream is raw,
+// application/json JSON, application/vnd.apache.arrow.stream Arrow. Without
+// one, a message that begins with FF FF FF FF is Arrow; one that is valid JSON
+// and begins with { or [ is JSON; any other is raw.
+func (b *Builder) Append(m Message) {
+	if b.taken {
+		b.columns.truncate(0)
+		b.rejects = b.rejects[:0]
+		b.taken = false
+	}
+	start, firstReject := b.columns.len(), len(b.rejects)
+	if err := b.decode(&m); err != nil {
+		// A message that is broken half-way is rejected whole.
+		b.columns.truncate(start)
+		b.rejects = b.rejects[:firstReject]
+		bad := asDecodeError(err)
+		b.rejects = append(b.rejects, Reject{m.Offset, -1, bad.reason, bad.err})
+	}
+}
+
+// Take returns the rows since the last Take, and what was rejected. Both are
+// valid until the next Append. The caller releases the record, which is nil
+// while no dimension is known.
+func (b *Builder) Take() (arrow.Record, []Reject) {
+	if b.taken {
+		b.columns.truncate(0)
+		b.rejects = b.rejects[:0]
+	}
+	b.taken = true
+	if b.cfg.Dim == 0 {
+		return nil, b.rejects
+	}
+	return b.columns.record(), b.rejects
+}
+
+// A decodeError is a rejection of what is being decoded.
+type decodeError struct {
+	reason Reason
+	err    error
+}
+
+func (e *decodeError) Error() string { return e.err.Error() }
+
+func reject(reason Reason, format string, args ...any) error {
+	return &decodeError{reason, fmt.Errorf(format, args...)}
+}
+
+// asDecodeError returns err, which only decode made.
+func asDecodeError(err error) *decodeError {
+	bad, ok := errors.AsType[*decodeError](err)
+	if !ok {
+		panic("featurizer: a decoder returned an error without a reason: " + err.Error())
+	}
+	return bad
+}
+
+func (b *Builder) decode(m *Message) error {
+	if size := max(m.Size, len(m.Value)); size > b.cfg.MaxMessageBytes {
+		return reject(TooLarge, "the message has %d bytes, at most %d are read", size, b.cfg.MaxMessageBytes)
+	}
+	if len(m.Value) == 0 {
+		return reject(Empty, "the message is empty, expected an embedding")
+	}
+	codec, err := b.codec(m)
+	if err != nil {
+		return err
+	}
+	switch codec {
+	case CodecJSON:
+		return b.decodeJSON(m)
+	case CodecArrow:
+		return b.decodeArrow(m)
+	default:
+		return b.decodeRaw(m)
+	}
+}
+
+func (b *Builder) codec(m *Message) (string, error) {
+	if b.cfg.Codec != CodecAuto {
+		return b.cfg.Codec, nil
+	}
+	if contentType := m.header("content-type"); len(contentType) > 0 {
+		kind, _, _ := strings.Cut(string(contentType), ";")
+		switch strings.ToLower(strings.TrimSpace(kind)) {
+		case "application/octet-stream":
+			return CodecRaw, nil
+		case "application/json":
+			return CodecJSON, nil
+		case ArrowContentType:
+			return CodecArrow, nil
+		}
+		return "", reject(UnknownCodec, "content-type %q is not one of application/octet-stream, application/json, %s", contentType, ArrowContentType)
+	}
+	switch {
+	case bytes.HasPrefix(m.Value, continuation):
+		return CodecArrow, nil
+	case looksLikeJSON(m.Value) && (len(m.Value) != 4*b.cfg.Dim || validJSON(m.Value)):
+		return CodecJSON, nil
+	}
+	return CodecRaw, nil
+}
+
+// decodeRaw reads little-endian float32 values straight into the column.
+func (b *Builder) decodeRaw(m *Message) error {
+	if b.cfg.Dim == 0 {
+		return reject(WrongDimension, "the message has %d raw bytes, and no dimension is known yet", len(m.Value))
+	}
+	if len(m.Value) != 4*b.cfg.Dim {
+		return reject(WrongDimension, "the message has %d bytes, expected %d: little-endian float32 of dimension %d", len(m.Value), 4*b.cfg.Dim, b.cfg.Dim)
+	}
+	c := &b.columns
+	n := len(c.embedding)
+	c.embedding = append(c.embedding, make([]float32, b.cfg.Dim)...)
+	copy(bytesOf(c.embedding[n:]), m.Value)
+	b.close(m, optional{}, optional{}, optional{}, m.Time.UnixMicro(), 0)
+	return nil
+}
+
+// close ends a row; what the record does not say itself comes from the message.
+func (b *Builder) close(m *Message, id, label, segment optional, micros int64, row int32) {
+	text := id.text
+	if !id.valid {
+		text = b.fallbackID(m)
+	}
+	if !segment.valid {
+		if s := m.header(b.cfg.SegmentHeader); len(s) > 0 {
+			segment = optional{printable(s), true}
+		}
+	}
+	b.columns.close(text, label, segment, micros, place{m.Partition, m.Offset, row})
+}
+
+func (b *Builder) fallbackID(m *Message) []byte {
+	if id := m.header(b.cfg.IDHeader); len(id) > 0 {
+		return printable(id)
+	}
+	return printable(m.Key)
+}
+
+// printable returns text, or if it is not UTF-8 its bytes in hexadecimal.
+func printable(text []byte) []byte {
+	if utf8.Valid(text) {
+		return text
+	}
+	return hex.AppendEncode(nil, text)
+}

@@ -1,0 +1,258 @@
+package featurizer
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/array"
+	"github.com/apache/arrow/go/v15/arrow/ipc"
+	"github.com/apache/arrow/go/v15/arrow/memory"
+)
+
+const (
+	maxMetadata    = 64 << 10 // of a message in a topic
+	maxMessageRows = 1 << 20
+)
+
+// decodeArrow reads an IPC stream of one or more record batches.
+func (b *Builder) decodeArrow(m *Message) error {
+	row := int32(0)
+	limits := ipcLimits{metadata: maxMetadata, body: b.cfg.MaxMessageBytes, rows: maxMessageRows}
+	err := readIPC(bytes.NewReader(m.Value), limits, func(rec arrow.Record) error {
+		src, err := newSource(rec)
+		if err != nil {
+			return err
+		}
+		if src.dim != anyDim && !b.fits(src.dim) {
+			return reject(WrongDimension, "column %s holds %d values a row, expected %d", ColEmbedding, src.dim, b.cfg.Dim)
+		}
+		for i := range int(rec.NumRows()) {
+			values, err := src.embedding(i)
+			if err == nil && !b.fits(len(values)) {
+				err = reject(WrongDimension, "embedding has %d values, expected %d", len(values), b.cfg.Dim)
+			}
+			if err != nil {
+				bad := asDecodeError(err)
+				b.rejects = append(b.rejects, Reject{m.Offset, row, bad.reason, bad.err})
+			} else {
+				b.columns.embedding = append(b.columns.embedding, values...)
+				micros, ok := src.micros(i)
+				if !ok {
+					micros = m.Time.UnixMicro()
+				}
+				b.close(m, src.text(src.id, i), src.text(src.label, i), src.text(src.segment, i), micros, row)
+			}
+			row++
+		}
+		return nil
+	})
+	if err != nil {
+		if _, ok := errors.AsType[*decodeError](err); ok {
+			return err
+		}
+		return reject(BadArrow, "%w", err)
+	}
+	if row == 0 {
+		return reject(Empty, "no records, expected at least one")
+	}
+	return nil
+}
+
+// readIPC calls fn with each record batch of an IPC stream. Whatever the bytes
+// are, it returns: Arrow's reader sees only messages that the verifier passed,
+// can allocate no more than the limits, and its panics become errors.
+func readIPC(r io.Reader, limits ipcLimits, fn func(arrow.Record) error) (err error) {
+	v := &verifier{r: r, limits: limits}
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the Arrow reader failed: %v", p)
+		}
+	}()
+	// What it needs is bounded by what the verifier read: the body, and a
+	// copy of it.
+	reader, err := ipc.NewReader(v, ipc.WithAllocator(&limitedAllocator{left: 2*int64(limits.body) + 1<<20}))
+	if err != nil {
+		return err
+	}
+	defer reader.Release()
+	for reader.Next() {
+		if err := fn(reader.Record()); err != nil {
+			return err
+		}
+	}
+	return reader.Err()
+}
+
+// A limitedAllocator panics before it gives out more than is left.
+type limitedAllocator struct{ left int64 }
+
+func (a *limitedAllocator) Allocate(size int) []byte {
+	if a.left -= int64(size); a.left < 0 {
+		panic("more memory was asked for than the message can need")
+	}
+	return memory.DefaultAllocator.Allocate(size)
+}
+
+func (a *limitedAllocator) Reallocate(size int, b []byte) []byte {
+	if a.left -= int64(size - len(b)); a.left < 0 {
+		panic("more memory was asked for than the message can need")
+	}
+	return memory.DefaultAllocator.Reallocate(size, b)
+}
+
+func (a *limitedAllocator) Free(b []byte) {
+	a.left += int64(len(b))
+	memory.DefaultAllocator.Free(b)
+}
+
+// anyDim is the dimension of a column of lists that may differ.
+const anyDim = -1
+
+// A source reads the columns that are known from a record of any schema.
+type source struct {
+	dim                int
+	values             func(i int) (start, end int64)
+	float32s           []float32
+	float64s           []float64
+	nulls              arrow.Array // the embedding column, for its nulls
+	child              arrow.Array
+	id, label, segment arrow.Array // nil where absent
+	timestamp          *array.Timestamp
+	buffer             []float32
+}
+
+func newSource(rec arrow.Record) (*source, error) {
+	s := &source{}
+	find := func(name string) (arrow.Array, error) {
+		at := rec.Schema().FieldIndices(name)
+		if len(at) > 1 {
+			return nil, reject(BadArrow, "column %s comes %d times", name, len(at))
+		}
+		if len(at) == 0 {
+			return nil, nil
+		}
+		return rec.Column(at[0]), nil
+	}
+	embedding, err := find(ColEmbedding)
+	if err != nil {
+		return nil, err
+	}
+	switch col := embedding.(type) {
+	case nil:
+		return nil, reject(BadArrow, "there is no column %s; the columns are %s", ColEmbedding, names(rec.Schema()))
+	case *array.FixedSizeList:
+		s.dim, s.nulls, s.child = int(col.DataType().(*arrow.FixedSizeListType).Len()), col, col.ListValues()
+		offset := int64(col.Offset())
+		dim := int64(s.dim)
+		s.values = func(i int) (int64, int64) { return (offset + int64(i)) * dim, (offset + int64(i) + 1) * dim }
+	case array.ListLike:
+		s.dim, s.nulls, s.child = anyDim, col, col.ListValues()
+		s.values = col.ValueOffsets
+	default:
+		return nil, reject(BadArrow, "column %s has type %s, expected a list of float32", ColEmbedding, col.DataType())
+	}
+	switch child := s.child.(type) {
+	case *array.Float32:
+		s.float32s = child.Float32Values()
+	case *array.Float64:
+		s.float64s = child.Float64Values()
+	default:
+		return nil, reject(BadArrow, "column %s has type %s, expected a list of float32", ColEmbedding, s.nulls.DataType())
+	}
+	for _, c := range []struct {
+		name string
+		to   *arrow.Array
+	}{{ColID, &s.id}, {ColLabel, &s.label}, {ColSegment, &s.segment}} {
+		col, err := find(c.name)
+		if err != nil {
+			return nil, err
+		}
+		switch col.(type) {
+		case nil:
+			continue
+		case *array.String, *array.LargeString, *array.Int64, *array.Int32, *array.Int16, *array.Int8, *array.Uint64, *array.Uint32, *array.Uint16, *array.Uint8:
+		case *array.Null:
+			continue
+		default:
+			return nil, reject(BadArrow, "column %s has type %s, expected utf8 or an integer", c.name, col.DataType())
+		}
+		*c.to = col
+	}
+	timestamp, err := find(ColTimestamp)
+	if err != nil {
+		return nil, err
+	}
+	switch col := timestamp.(type) {
+	case nil:
+	case *array.Timestamp:
+		s.timestamp = col
+	default:
+		return nil, reject(BadArrow, "column %s has type %s, expected a timestamp", ColTimestamp, col.DataType())
+	}
+	return s, nil
+}
+
+func names(schema *arrow.Schema) []string {
+	var all []string
+	for _, f := range schema.Fields() {
+		all = append(all, f.Name)
+	}
+	return all
+}
+
+// embedding returns row i's values. They are valid until the next call.
+func (s *source) embedding(i int) ([]float32, error) {
+	if s.nulls.IsNull(i) {
+		return nil, reject(BadArrow, "column %s is null, expected an embedding", ColEmbedding)
+	}
+	start, end := s.values(i)
+	if s.child.NullN() > 0 {
+		for j := start; j < end; j++ {
+			if s.child.IsNull(int(j)) {
+				return nil, reject(BadArrow, "column %s: value %d is null, expected a number", ColEmbedding, j-start)
+			}
+		}
+	}
+	if s.float32s != nil {
+		return s.float32s[start:end], nil
+	}
+	s.buffer = s.buffer[:0]
+	for j, v := range s.float64s[start:end] {
+		if math.Abs(v) > math.MaxFloat32 && !math.IsInf(v, 0) {
+			return nil, reject(BadArrow, "column %s: value %d is %g, expected a number within float32", ColEmbedding, j, v)
+		}
+		s.buffer = append(s.buffer, float32(v))
+	}
+	return s.buffer, nil
+}
+
+// text returns row i of a column of texts or integers.
+func (s *source) text(col arrow.Array, i int) optional {
+	if col == nil || col.IsNull(i) {
+		return optional{}
+	}
+	switch col := col.(type) {
+	case *array.String:
+		return optional{[]byte(col.Value(i)), true}
+	case *array.LargeString:
+		return optional{[]byte(col.Value(i)), true}
+	case *array.Uint64:
+		return optional{strconv.AppendUint(nil, col.Value(i), 10), true}
+	default:
+		return optional{[]byte(col.ValueStr(i)), true}
+	}
+}
+
+// micros returns row i's timestamp in microseconds.
+func (s *source) micros(i int) (int64, bool) {
+	if s.timestamp == nil || s.timestamp.IsNull(i) {
+		return 0, false
+	}
+	unit := s.timestamp.DataType().(*arrow.TimestampType).Unit
+	return s.timestamp.Value(i).ToTime(unit).UnixMicro(), true
+}

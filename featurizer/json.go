@@ -1,0 +1,209 @@
+package featurizer
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+	"time"
+	"unsafe"
+
+	"github.com/goccy/go-json"
+)
+
+// A jsonRecord is one embedding as JSON has it. Other fields are ignored.
+type jsonRecord struct {
+	ID        jsonID     `json:"id"`
+	Embedding jsonFloats `json:"embedding"`
+	Label     *string    `json:"label"`
+	Segment   *string    `json:"segment"`
+	Timestamp jsonTime   `json:"timestamp"`
+}
+
+// A jsonRow is a record that is not decoded yet, so that a bad one spoils no
+// other.
+type jsonRow = json.RawMessage
+
+// A jsonID is a string, or a number as it is written.
+type jsonID struct{ optional }
+
+func (id *jsonID) UnmarshalJSON(text []byte) error {
+	if string(text) == "null" {
+		*id = jsonID{}
+		return nil
+	}
+	if text[0] == '"' {
+		var s string
+		if err := json.Unmarshal(text, &s); err != nil {
+			return err
+		}
+		*id = jsonID{optional{[]byte(s), true}}
+		return nil
+	}
+	if text[0] != '-' && (text[0] < '0' || text[0] > '9') {
+		return fmt.Errorf("id: %.40s is neither a string nor a number", text)
+	}
+	*id = jsonID{optional{append([]byte(nil), text...), true}}
+	return nil
+}
+
+// jsonFloats are finite numbers: a null or a number beyond float32 is an error.
+type jsonFloats []float32
+
+func (f *jsonFloats) UnmarshalJSON(text []byte) error {
+	*f = (*f)[:0]
+	if string(text) == "null" {
+		return nil
+	}
+	if text[0] != '[' || text[len(text)-1] != ']' {
+		return fmt.Errorf("embedding: %.40s is not an array", text)
+	}
+	rest := bytes.TrimSpace(text[1 : len(text)-1])
+	for len(rest) > 0 {
+		number, after, more := bytes.Cut(rest, []byte{','})
+		number = bytes.TrimSpace(number)
+		v, err := strconv.ParseFloat(unsafe.String(unsafe.SliceData(number), len(number)), 32)
+		if err != nil || !isJSONNumber(number) {
+			return fmt.Errorf("embedding: value %d is %.40q, expected a number within float32", len(*f), number)
+		}
+		*f = append(*f, float32(v))
+		if rest = after; more && len(bytes.TrimSpace(rest)) == 0 {
+			return fmt.Errorf("embedding: no value follows the last comma")
+		}
+	}
+	return nil
+}
+
+// isJSONNumber excludes what ParseFloat takes and JSON does not: Inf, NaN,
+// hexadecimal, underscores.
+func isJSONNumber(text []byte) bool {
+	for _, c := range text {
+		if (c < '0' || c > '9') && c != '-' && c != '+' && c != '.' && c != 'e' && c != 'E' {
+			return false
+		}
+	}
+	return len(text) > 0
+}
+
+// A jsonTime is an RFC 3339 string, or milliseconds since 1970.
+type jsonTime struct {
+	micros int64
+	valid  bool
+}
+
+func (t *jsonTime) UnmarshalJSON(text []byte) error {
+	if string(text) == "null" {
+		*t = jsonTime{}
+		return nil
+	}
+	if text[0] == '"' {
+		at, err := time.Parse(time.RFC3339Nano, string(bytes.Trim(text, `"`)))
+		if err != nil {
+			return fmt.Errorf("timestamp: %.40s is not a time like 2006-01-02T15:04:05Z", text)
+		}
+		*t = jsonTime{at.UnixMicro(), true}
+		return nil
+	}
+	millis, err := strconv.ParseFloat(string(text), 64)
+	if err != nil || millis < -maxMillis || millis > maxMillis {
+		return fmt.Errorf("timestamp: %.40s is neither a time like 2006-01-02T15:04:05Z nor milliseconds since 1970", text)
+	}
+	*t = jsonTime{int64(millis * 1000), true}
+	return nil
+}
+
+const maxMillis = 1e14 // the year 5138
+
+// looksLikeJSON reports whether the text begins and ends as an object or an
+// array does.
+func looksLikeJSON(text []byte) bool {
+	text = bytes.TrimSpace(text)
+	if len(text) < 2 {
+		return false
+	}
+	first, last := text[0], text[len(text)-1]
+	return first == '{' && last == '}' || first == '[' && last == ']'
+}
+
+func validJSON(text []byte) bool { return json.Valid(text) }
+
+// decode reads one record over the one before.
+func (r *jsonRecord) decode(text []byte) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = reject(BadJSON, "the decoder failed: %v", p)
+		}
+	}()
+	*r = jsonRecord{Embedding: r.Embedding[:0]}
+	if err := json.Unmarshal(text, r); err != nil {
+		return reject(BadJSON, "%w", err)
+	}
+	return nil
+}
+
+// decodeJSON reads one record, an array of records, or {"records": [...]}.
+func (b *Builder) decodeJSON(m *Message) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = reject(BadJSON, "the decoder failed: %v", p)
+		}
+	}()
+	text := bytes.TrimSpace(m.Value)
+	b.rows = b.rows[:0]
+	switch {
+	case len(text) > 0 && text[0] == '[':
+		if err := json.Unmarshal(text, &b.rows); err != nil {
+			return reject(BadJSON, "%w", err)
+		}
+	case len(text) > 0 && text[0] == '{':
+		var many struct {
+			Records *[]jsonRow `json:"records"`
+		}
+		if err := json.Unmarshal(text, &many); err != nil {
+			return reject(BadJSON, "%w", err)
+		}
+		if many.Records == nil {
+			b.rows = append(b.rows, text)
+			if err := b.decodeRow(m, text, 0); err != nil {
+				return err // the one record is the message
+			}
+			return nil
+		}
+		b.rows = *many.Records
+	default:
+		return reject(BadJSON, "begins with %.20q, expected an object or an array of them", text)
+	}
+	if len(b.rows) == 0 {
+		return reject(Empty, "no records, expected at least one")
+	}
+	for i, row := range b.rows {
+		if err := b.decodeRow(m, row, int32(i)); err != nil {
+			bad := asDecodeError(err)
+			b.rejects = append(b.rejects, Reject{m.Offset, int32(i), bad.reason, bad.err})
+		}
+	}
+	return nil
+}
+
+func (b *Builder) decodeRow(m *Message, text []byte, row int32) error {
+	r := &b.json
+	if err := r.decode(text); err != nil {
+		return err
+	}
+	if !b.fits(len(r.Embedding)) {
+		return reject(WrongDimension, "embedding has %d values, expected %d", len(r.Embedding), b.cfg.Dim)
+	}
+	b.columns.embedding = append(b.columns.embedding, r.Embedding...)
+	micros := m.Time.UnixMicro()
+	if r.Timestamp.valid {
+		micros = r.Timestamp.micros
+	}
+	b.close(m, r.ID.optional, optionalOf(r.Label), optionalOf(r.Segment), micros, row)
+	return nil
+}
+
+func optionalOf(s *string) optional {
+	if s == nil {
+		return optional{}
+	}
+	return optional{[]byte(*s), true}
+}

@@ -1,0 +1,134 @@
+package featurizer
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"regexp"
+	"strconv"
+)
+
+const (
+	maxNPYHeader = 64 << 10
+	maxDimension = 1 << 20
+)
+
+var npyHeader = regexp.MustCompile(`^\{'descr': '([^']*)', 'fortran_order': (True|False), 'shape': \(([0-9]+), ([0-9]+)\), ?\} *\n?$`)
+
+// npyRows reads a matrix of NumPy's format
+// (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html):
+// float16, float32 or float64, little-endian, C order. labels is nil or holds
+// one label a line.
+func npyRows(r, labels io.Reader) iter.Seq2[fileRow, error] {
+	return func(yield func(fileRow, error) bool) {
+		in := bufio.NewReaderSize(r, 1<<20)
+		rows, dim, size, err := readNPYHeader(in)
+		if err != nil {
+			yield(fileRow{}, err)
+			return
+		}
+		var lines *bufio.Scanner
+		if labels != nil {
+			lines = bufio.NewScanner(labels)
+		}
+		raw, row := make([]byte, dim*size), fileRow{embedding: make([]float32, dim)}
+		for i := range rows {
+			if _, err := io.ReadFull(in, raw); err != nil {
+				yield(fileRow{}, fmt.Errorf("row %d of %d: %w", i, rows, unexpected(err)))
+				return
+			}
+			for j := range row.embedding {
+				row.embedding[j] = npyValue(raw[j*size:], size)
+			}
+			if lines != nil {
+				if !lines.Scan() {
+					yield(fileRow{}, fmt.Errorf("row %d of %d has no label: the labels end before", i, rows))
+					return
+				}
+				row.label = optional{lines.Bytes(), true}
+			}
+			if !yield(row, nil) {
+				return
+			}
+		}
+		if _, err := in.ReadByte(); !errors.Is(err, io.EOF) {
+			yield(fileRow{}, fmt.Errorf("bytes follow the %d rows of the header's shape", rows))
+			return
+		}
+		if lines != nil && lines.Scan() {
+			yield(fileRow{}, fmt.Errorf("there are more labels than the %d rows", rows))
+		}
+	}
+}
+
+func npyValue(b []byte, size int) float32 {
+	switch size {
+	case 2:
+		return float16(binary.LittleEndian.Uint16(b))
+	case 4:
+		return math.Float32frombits(binary.LittleEndian.Uint32(b))
+	default:
+		return float32(math.Float64frombits(binary.LittleEndian.Uint64(b)))
+	}
+}
+
+// float16 widens an IEEE 754 half.
+func float16(h uint16) float32 {
+	sign, exponent, fraction := uint32(h>>15)<<31, uint32(h>>10)&31, uint32(h)&1023
+	switch exponent {
+	case 0:
+		v := float32(fraction) * 0x1p-24
+		return math.Float32frombits(math.Float32bits(v) | sign)
+	case 31:
+		return math.Float32frombits(sign | 0xff<<23 | fraction<<13)
+	}
+	return math.Float32frombits(sign | (exponent+112)<<23 | fraction<<13)
+}
+
+func readNPYHeader(in io.Reader) (rows, dim, size int, err error) {
+	fail := func(format string, args ...any) (int, int, int, error) {
+		return 0, 0, 0, fmt.Errorf("npy header: "+format, args...)
+	}
+	var head [12]byte
+	if _, err := io.ReadFull(in, head[:10]); err != nil {
+		return fail("%w", unexpected(err))
+	}
+	if string(head[:6]) != "\x93NUMPY" {
+		return fail("begins with % x, expected a .npy file", head[:6])
+	}
+	length := int(binary.LittleEndian.Uint16(head[8:]))
+	if head[6] >= 2 {
+		if _, err := io.ReadFull(in, head[10:]); err != nil {
+			return fail("%w", unexpected(err))
+		}
+		length = int(min(binary.LittleEndian.Uint32(head[8:]), 1<<31-1))
+	}
+	if head[6] < 1 || head[6] > 3 || length > maxNPYHeader {
+		return fail("version %d with %d bytes, expected 1 to 3 with at most %d", head[6], length, maxNPYHeader)
+	}
+	text := make([]byte, length)
+	if _, err := io.ReadFull(in, text); err != nil {
+		return fail("%w", unexpected(err))
+	}
+	fields := npyHeader.FindSubmatch(text)
+	if fields == nil {
+		return fail("%.200q is not that of a matrix with two dimensions", text)
+	}
+	size, ok := map[string]int{"<f2": 2, "<f4": 4, "<f8": 8}[string(fields[1])]
+	if !ok {
+		return fail("type %q, expected <f4, <f8 or <f2: little-endian floats", fields[1])
+	}
+	if string(fields[2]) != "False" {
+		return fail("Fortran order, expected C order: save numpy.ascontiguousarray(x)")
+	}
+	rows, rowsErr := strconv.Atoi(string(fields[3]))
+	dim, dimErr := strconv.Atoi(string(fields[4]))
+	if rowsErr != nil || dimErr != nil || dim < 1 || dim > maxDimension {
+		return fail("shape (%s, %s), expected rows of 1 to %d values", fields[3], fields[4], maxDimension)
+	}
+	return rows, dim, size, nil
+}

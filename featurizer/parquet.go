@@ -1,0 +1,244 @@
+package featurizer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/apache/arrow/go/v15/parquet"
+	"github.com/apache/arrow/go/v15/parquet/file"
+)
+
+// parquetRows reads a Parquet file by row groups. The embedding is a list of
+// float or double, as Arrow, pandas and Spark write it. A file is the user's
+// own: damage is an error, but memory is bounded only by what its pages claim,
+// up to maxFileBody.
+func parquetRows(f *os.File) iter.Seq2[fileRow, error] {
+	return func(yield func(fileRow, error) bool) {
+		stopped := false
+		err := readParquet(f, func(row fileRow) bool {
+			stopped = !yield(row, nil)
+			return !stopped
+		})
+		if err != nil && !stopped {
+			yield(fileRow{}, err)
+		}
+	}
+}
+
+func readParquet(f parquet.ReaderAtSeeker, fn func(fileRow) bool) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the Parquet reader failed: %v", p)
+		}
+	}()
+	props := parquet.NewReaderProperties(&limitedAllocator{left: maxFileBody})
+	r, err := file.NewParquetReader(f, file.WithReadProps(props))
+	if err != nil {
+		return fmt.Errorf("not a Parquet file: %w", err)
+	}
+	schema := r.MetaData().Schema
+	leaf := map[string]int{}
+	var all []string
+	for i := range schema.NumColumns() {
+		path := schema.Column(i).Path()
+		all = append(all, path)
+		top, _, nested := strings.Cut(path, ".")
+		if nested == (top == ColEmbedding) { // a list is nested, a text is not
+			leaf[top] = i
+		}
+	}
+	embedding, ok := leaf[ColEmbedding]
+	if !ok || schema.Column(embedding).MaxRepetitionLevel() != 1 {
+		return fmt.Errorf("there is no column %s that is a list of float; the columns are %s", ColEmbedding, all)
+	}
+	read := 0
+	for g := range r.NumRowGroups() {
+		group := r.RowGroup(g)
+		rows := int(group.NumRows())
+		vectors, err := newParquetVectors(group, embedding)
+		if err != nil {
+			return err
+		}
+		var texts [3]*parquetTexts // id, label, segment
+		for i, name := range []string{ColID, ColLabel, ColSegment} {
+			if at, ok := leaf[name]; ok {
+				if texts[i], err = newParquetTexts(group, at, name); err != nil {
+					return err
+				}
+			}
+		}
+		for range rows {
+			row := fileRow{}
+			if row.embedding, err = vectors.next(); err != nil {
+				return fmt.Errorf("row %d: %w", read, err)
+			}
+			for i, to := range []*optional{&row.id, &row.label, &row.segment} {
+				if texts[i] == nil {
+					continue
+				}
+				if *to, err = texts[i].next(); err != nil {
+					return fmt.Errorf("row %d: %w", read, err)
+				}
+			}
+			if !fn(row) {
+				return nil
+			}
+			read++
+		}
+	}
+	return nil
+}
+
+// parquetChunk is how many values are decoded at once.
+const parquetChunk = 16 << 10
+
+// parquetVectors reads a column of lists row by row.
+type parquetVectors struct {
+	read     func(values []float32, def, rep []int16) (levels int64, got int, err error)
+	maxDef   int16
+	values   []float32
+	def, rep []int16
+	level    int // the next level that is not used
+	levels   int
+	value    int
+	ended    bool
+	row      []float32
+}
+
+func newParquetVectors(group *file.RowGroupReader, at int) (*parquetVectors, error) {
+	column, err := group.Column(at)
+	if err != nil {
+		return nil, fmt.Errorf("column %s: %w", ColEmbedding, err)
+	}
+	v := &parquetVectors{
+		maxDef: column.Descriptor().MaxDefinitionLevel(),
+		values: make([]float32, parquetChunk), def: make([]int16, parquetChunk), rep: make([]int16, parquetChunk),
+	}
+	switch column := column.(type) {
+	case *file.Float32ColumnChunkReader:
+		v.read = func(values []float32, def, rep []int16) (int64, int, error) {
+			return column.ReadBatch(int64(len(values)), values, def, rep)
+		}
+	case *file.Float64ColumnChunkReader:
+		wide := make([]float64, parquetChunk)
+		v.read = func(values []float32, def, rep []int16) (int64, int, error) {
+			levels, got, err := column.ReadBatch(int64(len(values)), wide, def, rep)
+			for i := range got {
+				values[i] = float32(wide[i])
+			}
+			return levels, got, err
+		}
+	default:
+		return nil, fmt.Errorf("column %s holds %s, expected float or double", ColEmbedding, column.Type())
+	}
+	return v, nil
+}
+
+// next returns the next row's values, valid until the next call.
+func (v *parquetVectors) next() ([]float32, error) {
+	v.row = v.row[:0]
+	for first := true; ; first = false {
+		if v.level == v.levels {
+			if v.ended {
+				break
+			}
+			levels, _, err := v.read(v.values, v.def, v.rep)
+			if err != nil && !errors.Is(err, io.EOF) {
+				return nil, fmt.Errorf("column %s: %w", ColEmbedding, err)
+			}
+			v.level, v.levels, v.value = 0, int(levels), 0
+			if levels == 0 {
+				v.ended = true
+				break
+			}
+		}
+		if !first && v.rep[v.level] == 0 {
+			return v.row, nil // the next row begins
+		}
+		if v.def[v.level] != v.maxDef {
+			return nil, fmt.Errorf("column %s: is null or holds a null, expected numbers", ColEmbedding)
+		}
+		v.row = append(v.row, v.values[v.value])
+		v.level++
+		v.value++
+	}
+	if len(v.row) == 0 {
+		return nil, fmt.Errorf("column %s: %w", ColEmbedding, io.ErrUnexpectedEOF)
+	}
+	return v.row, nil
+}
+
+// parquetTexts reads a flat column of texts or integers row by row.
+type parquetTexts struct {
+	name   string
+	read   func(def []int16) (levels int64, err error)
+	text   func(i int) []byte
+	maxDef int16
+	def    []int16
+	level  int
+	levels int
+	value  int
+}
+
+func newParquetTexts(group *file.RowGroupReader, at int, name string) (*parquetTexts, error) {
+	column, err := group.Column(at)
+	if err != nil {
+		return nil, fmt.Errorf("column %s: %w", name, err)
+	}
+	const chunk = 1024
+	t := &parquetTexts{name: name, maxDef: column.Descriptor().MaxDefinitionLevel(), def: make([]int16, chunk)}
+	if column.Descriptor().MaxRepetitionLevel() != 0 {
+		return nil, fmt.Errorf("column %s is a list, expected texts", name)
+	}
+	switch column := column.(type) {
+	case *file.ByteArrayColumnChunkReader:
+		values := make([]parquet.ByteArray, chunk)
+		t.read = func(def []int16) (int64, error) {
+			n, _, err := column.ReadBatch(chunk, values, def, nil)
+			return n, err
+		}
+		t.text = func(i int) []byte { return values[i] }
+	case *file.Int32ColumnChunkReader:
+		values := make([]int32, chunk)
+		t.read = func(def []int16) (int64, error) {
+			n, _, err := column.ReadBatch(chunk, values, def, nil)
+			return n, err
+		}
+		t.text = func(i int) []byte { return strconv.AppendInt(nil, int64(values[i]), 10) }
+	case *file.Int64ColumnChunkReader:
+		values := make([]int64, chunk)
+		t.read = func(def []int16) (int64, error) {
+			n, _, err := column.ReadBatch(chunk, values, def, nil)
+			return n, err
+		}
+		t.text = func(i int) []byte { return strconv.AppendInt(nil, values[i], 10) }
+	default:
+		return nil, fmt.Errorf("column %s holds %s, expected texts or integers", name, column.Type())
+	}
+	return t, nil
+}
+
+func (t *parquetTexts) next() (optional, error) {
+	if t.level == t.levels {
+		levels, err := t.read(t.def)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return optional{}, fmt.Errorf("column %s: %w", t.name, err)
+		}
+		if levels == 0 {
+			return optional{}, fmt.Errorf("column %s: %w", t.name, io.ErrUnexpectedEOF)
+		}
+		t.level, t.levels, t.value = 0, int(levels), 0
+	}
+	present := t.def[t.level] == t.maxDef || t.maxDef == 0
+	t.level++
+	if !present {
+		return optional{}, nil
+	}
+	t.value++
+	return optional{t.text(t.value - 1), true}, nil
+}

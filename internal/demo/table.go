@@ -1,0 +1,99 @@
+package demo
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/oodmon/oodmon/monitor"
+)
+
+const (
+	redrawEvery = 250 * time.Millisecond // on a terminal
+	lineEvery   = 4 * time.Second        // in a log
+	histogram   = 16                     // rows
+	barWidth    = 44
+)
+
+// A table shows the monitor's status while the story runs: redrawn in place on
+// a terminal, else one line every few seconds.
+type table struct {
+	out    io.Writer
+	redraw bool
+	start  time.Time
+	calm   time.Duration
+	drawn  int // lines on the screen
+
+	before monitor.Status
+	at     time.Time
+	rate   float64
+}
+
+func (t *table) interval() time.Duration {
+	if t.redraw {
+		return redrawEvery
+	}
+	return lineEvery
+}
+
+func (t *table) show(s monitor.Status, l *ledger) {
+	now := time.Now()
+	if !t.at.IsZero() {
+		rate := float64(s.Records-t.before.Records) / now.Sub(t.at).Seconds()
+		t.rate = rate + .7*(t.rate-rate)
+	}
+	t.before, t.at = s, now
+
+	oodSince, noticed, tooSoon, delay := l.moment()
+	news := fmt.Sprintf("unknown digits arrive in %v", max(0, t.calm-now.Sub(t.start)).Round(time.Second))
+	switch {
+	case tooSoon:
+		news = "the OOD rate left its range before any unknown digit"
+	case noticed:
+		news = fmt.Sprintf("NOTICED %v after the first unknown digit", delay.Round(10*time.Millisecond))
+	case !oodSince.IsZero():
+		news = fmt.Sprintf("unknown digits arrive since %v", now.Sub(oodSince).Round(100*time.Millisecond))
+	}
+	if !t.redraw {
+		fmt.Fprintf(t.out, "%4.0fs  %6d records  %5.0f/s  OOD rate %5.1f%%  dead letters %3d  lag %4d  model %s  %s\n",
+			now.Sub(t.start).Seconds(), s.Records, t.rate, 100*s.RecentOODRate, s.DeadLettered, s.Lag, s.Model, news)
+		return
+	}
+
+	var text strings.Builder
+	fmt.Fprintf(&text, "%10s %10s %10s %13s %8s  %s\n", "records", "records/s", "OOD rate", "dead letters", "lag", "model")
+	fmt.Fprintf(&text, "%10d %10.0f %9.1f%% %13d %8d  %s\n\n", s.Records, t.rate, 100*s.RecentOODRate, s.DeadLettered, s.Lag, s.Model)
+	fmt.Fprintf(&text, "minimum distance score (threshold %.3f: at most %.0f %% of known digits beyond)\n", s.Threshold, 100*s.TargetFPR)
+	bins, top := rebin(s.ScoreHistogram), int64(1)
+	for _, n := range bins {
+		top = max(top, n)
+	}
+	width := s.ScoreBinWidth * float64(len(s.ScoreHistogram)) / histogram
+	for i, n := range bins {
+		bar := int(barWidth * n / top)
+		if n > 0 && bar == 0 {
+			bar = 1
+		}
+		mark := " "
+		if float64(i)*width >= s.Threshold {
+			mark = "!"
+		}
+		fmt.Fprintf(&text, "%7.3f %s %-*s %d\n", float64(i)*width, mark, barWidth, strings.Repeat("█", bar), n)
+	}
+	fmt.Fprintf(&text, "\n%s\n", news)
+	if t.drawn > 0 {
+		fmt.Fprintf(t.out, "\x1b[%dA\x1b[J", t.drawn)
+	}
+	io.WriteString(t.out, text.String())
+	t.drawn = strings.Count(text.String(), "\n")
+}
+
+// rebin sums neighbouring bins so that the histogram fits a screen.
+func rebin(bins []int64) []int64 {
+	out := make([]int64, histogram)
+	for i, n := range bins {
+		out[i*histogram/len(bins)] += n
+	}
+	return out
+}

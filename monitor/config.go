@@ -1,0 +1,208 @@
+package monitor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"time"
+
+	"github.com/oodmon/oodmon/internal/kafkaconn"
+	"github.com/oodmon/oodmon/trainer"
+	"go.yaml.in/yaml/v3"
+)
+
+// A Config is the content of oodmon.yml. Every key and its default is
+// documented in deploy/oodmon.yml.
+type Config struct {
+	// Name tells several monitored models apart: the label `model` of every metric.
+	Name       string                `yaml:"name"`
+	Kafka      kafkaconn.Config      `yaml:"kafka"`
+	Input      InputConfig           `yaml:"input"`
+	Output     OutputConfig          `yaml:"output"`
+	DeadLetter DeadLetterConfig      `yaml:"dead_letter"`
+	Model      ModelConfig           `yaml:"model"`
+	Web        WebConfig             `yaml:"web"`
+	Shutdown   ShutdownConfig        `yaml:"shutdown"`
+	Retrain    trainer.RetrainConfig `yaml:"retrain"`
+}
+
+// An InputConfig says which records are read and how their bytes are understood.
+type InputConfig struct {
+	Topic string `yaml:"topic"`
+	Group string `yaml:"group"`
+	// Start is where a partition begins that has no committed offset: earliest or latest.
+	Start string `yaml:"start"`
+	// OutOfRange is what follows a committed offset that the log no longer
+	// holds, or does not hold yet: earliest, latest or fail.
+	OutOfRange      string      `yaml:"out_of_range"`
+	Codec           string      `yaml:"codec"`
+	IDHeader        string      `yaml:"id_header"`
+	SegmentHeader   string      `yaml:"segment_header"`
+	MaxMessageBytes int         `yaml:"max_message_bytes"`
+	Batch           BatchConfig `yaml:"batch"`
+	// StallTimeout is how long records may wait without progress before
+	// /-/healthy fails.
+	StallTimeout time.Duration `yaml:"stall_timeout"`
+}
+
+// A BatchConfig bounds what is scored and acknowledged at once.
+type BatchConfig struct {
+	MaxRecords int           `yaml:"max_records"`
+	MaxBytes   int           `yaml:"max_bytes"`
+	MaxWait    time.Duration `yaml:"max_wait"`
+}
+
+// An OutputConfig says which scores are published, where, and in which form.
+type OutputConfig struct {
+	Topic string `yaml:"topic"`
+	// Format is json (one message a record) or arrow (one message a batch).
+	Format string `yaml:"format"`
+	// When is all or ood.
+	When             string `yaml:"when"`
+	IncludeEmbedding bool   `yaml:"include_embedding"`
+}
+
+// A DeadLetterConfig names the topic of the records that could not be scored.
+type DeadLetterConfig struct {
+	Topic string `yaml:"topic"`
+}
+
+// A ModelConfig says where the model in service comes from.
+type ModelConfig struct {
+	Registry     string        `yaml:"registry"`
+	PollInterval time.Duration `yaml:"poll_interval"`
+}
+
+// A WebConfig says where the HTTP endpoints listen and who may call them.
+type WebConfig struct {
+	ListenAddresses []string `yaml:"listen_addresses"`
+	// ConfigFile is an exporter-toolkit web configuration: TLS and basic authentication.
+	ConfigFile      string `yaml:"config_file"`
+	EnableLifecycle bool   `yaml:"enable_lifecycle"`
+}
+
+// A ShutdownConfig bounds the time between SIGTERM and exit.
+type ShutdownConfig struct {
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+}
+
+// DefaultConfig returns the value of every key that a file leaves out.
+func DefaultConfig() *Config {
+	return &Config{
+		Name: "default",
+		Input: InputConfig{
+			Group:           "oodmon",
+			Start:           "latest",
+			OutOfRange:      "earliest",
+			Codec:           "auto",
+			IDHeader:        "id",
+			SegmentHeader:   "segment",
+			MaxMessageBytes: 16 << 20,
+			Batch:           BatchConfig{MaxRecords: 4096, MaxBytes: 8 << 20, MaxWait: 100 * time.Millisecond},
+			StallTimeout:    2 * time.Minute,
+		},
+		Output:   OutputConfig{Format: "json", When: "all"},
+		Model:    ModelConfig{PollInterval: 30 * time.Second},
+		Web:      WebConfig{ListenAddresses: []string{":9095"}},
+		Shutdown: ShutdownConfig{DrainTimeout: 15 * time.Second},
+		Retrain:  trainer.DefaultRetrainConfig(),
+	}
+}
+
+// LoadConfig reads and validates the file at path.
+func LoadConfig(path string) (*Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	cfg, err := parseConfig(text)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+func parseConfig(text []byte) (*Config, error) {
+	cfg := DefaultConfig()
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	dec.KnownFields(true)
+	if err := dec.Decode(cfg); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, errors.New("the file is empty; see deploy/oodmon.yml for an example")
+		}
+		return nil, plainYAMLError(err)
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("the file holds more than one YAML document")
+	}
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+var unknownKey = regexp.MustCompile(`^(line \d+: )field (\S+) not found in type \S+$`)
+
+// plainYAMLError says "unknown key" where the library names a Go type.
+func plainYAMLError(err error) error {
+	typed, ok := errors.AsType[*yaml.TypeError](err)
+	if !ok {
+		return err
+	}
+	var all []error
+	for _, line := range typed.Errors {
+		all = append(all, errors.New(unknownKey.ReplaceAllString(line, `${1}unknown key "${2}"`)))
+	}
+	return errors.Join(all...)
+}
+
+// Validate reports every value that cannot work, each with its key.
+func (c *Config) Validate() error {
+	var all []error
+	require := func(ok bool, format string, args ...any) {
+		if !ok {
+			all = append(all, fmt.Errorf(format, args...))
+		}
+	}
+	oneOf := func(key, value string, allowed ...string) {
+		for _, a := range allowed {
+			if value == a {
+				return
+			}
+		}
+		all = append(all, fmt.Errorf("%s: %q is not one of %q", key, value, allowed))
+	}
+	require(c.Name != "", "name: must not be empty")
+	if err := c.Kafka.Validate(); err != nil {
+		all = append(all, err)
+	}
+	in := c.Input
+	require(in.Topic != "", "input.topic: must not be empty")
+	require(in.Group != "", "input.group: must not be empty")
+	oneOf("input.start", in.Start, "earliest", "latest")
+	oneOf("input.out_of_range", in.OutOfRange, "earliest", "latest", "fail")
+	oneOf("input.codec", in.Codec, "auto", "raw", "json", "arrow")
+	require(in.MaxMessageBytes > 0, "input.max_message_bytes: %d must be positive", in.MaxMessageBytes)
+	require(in.Batch.MaxRecords > 0, "input.batch.max_records: %d must be positive", in.Batch.MaxRecords)
+	require(in.Batch.MaxBytes > 0, "input.batch.max_bytes: %d must be positive", in.Batch.MaxBytes)
+	require(in.Batch.MaxWait > 0, "input.batch.max_wait: %v must be positive", in.Batch.MaxWait)
+	require(in.StallTimeout > 0, "input.stall_timeout: %v must be positive", in.StallTimeout)
+	require(c.Output.Topic != "", "output.topic: must not be empty")
+	oneOf("output.format", c.Output.Format, "json", "arrow")
+	oneOf("output.when", c.Output.When, "all", "ood")
+	require(c.DeadLetter.Topic != "", "dead_letter.topic: must not be empty; records that cannot be scored are kept there")
+	for _, t := range []struct{ key, topic string }{{"output.topic", c.Output.Topic}, {"dead_letter.topic", c.DeadLetter.Topic}} {
+		require(t.topic == "" || t.topic != in.Topic, "%s: %q is the input topic; oodmon would read what it writes", t.key, t.topic)
+	}
+	require(c.Model.Registry != "", "model.registry: must not be empty")
+	require(c.Model.PollInterval > 0, "model.poll_interval: %v must be positive", c.Model.PollInterval)
+	require(len(c.Web.ListenAddresses) > 0, "web.listen_addresses: at least one is needed")
+	require(c.Shutdown.DrainTimeout > 0, "shutdown.drain_timeout: %v must be positive", c.Shutdown.DrainTimeout)
+	if err := c.Retrain.Validate(); err != nil {
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}

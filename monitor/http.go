@@ -1,0 +1,118 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/oodmon/oodmon/dashboards"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/exporter-toolkit/web"
+)
+
+// handler serves the endpoints of a running monitor.
+func (m *Monitor) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(m.registry,
+		promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})))
+	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, m.consumer.Healthy(m.cfg.Input.StallTimeout))
+	})
+	mux.HandleFunc("GET /-/ready", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, m.consumer.Ready())
+	})
+	mux.HandleFunc("POST /-/reload", func(w http.ResponseWriter, r *http.Request) {
+		if !m.cfg.Web.EnableLifecycle {
+			http.Error(w, "reloading over HTTP is off: set web.enable_lifecycle to true, or send SIGHUP", http.StatusForbidden)
+			return
+		}
+		if err := m.Reload(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprintln(w, "in service:", m.live.Load().model.Version)
+	})
+	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(m.Status()); err != nil {
+			m.log.Debug("status not delivered", "error", err)
+		}
+	})
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'")
+		_, _ = w.Write(dashboards.StatusPage) // an error means that the reader has gone
+	})
+	return mux
+}
+
+// answer writes 200 OK, or 503 with the reason.
+func answer(w http.ResponseWriter, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "OK")
+}
+
+// A server answers HTTP on the configured addresses until it is closed.
+type server struct {
+	http      *http.Server
+	listeners []net.Listener
+	done      chan error
+}
+
+// listen opens every address, so that a port in use stops the start and not
+// the run.
+func listen(cfg WebConfig) ([]net.Listener, error) {
+	if err := web.Validate(cfg.ConfigFile); err != nil {
+		return nil, fmt.Errorf("web.config_file %s: %w", cfg.ConfigFile, err)
+	}
+	var listeners []net.Listener
+	for _, address := range cfg.ListenAddresses {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			for _, open := range listeners {
+				_ = open.Close()
+			}
+			return nil, fmt.Errorf("web.listen_addresses: %w", err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+func serve(listeners []net.Listener, cfg WebConfig, handler http.Handler, log *slog.Logger) *server {
+	s := &server{
+		http:      &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second},
+		listeners: listeners,
+		done:      make(chan error, 1),
+	}
+	flags := &web.FlagConfig{WebConfigFile: &cfg.ConfigFile}
+	go func() { s.done <- web.ServeMultiple(listeners, s.http, flags, log) }()
+	return s
+}
+
+// close stops the server and waits for it.
+func (s *server) close(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if served := <-s.done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	return err
+}
+
+// newRegistry returns a registry with the process' own series, and the
+// registerer through which all of oodmon's series get the label `model`.
+func newRegistry(name string) (*prometheus.Registry, prometheus.Registerer) {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg, prometheus.WrapRegistererWith(prometheus.Labels{"model": name}, reg)
+}

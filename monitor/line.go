@@ -1,0 +1,195 @@
+package monitor
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/arrow/array"
+	"github.com/oodmon/oodmon/consumer"
+	"github.com/oodmon/oodmon/featurizer"
+	"github.com/oodmon/oodmon/internal/kafkaconn"
+	"github.com/oodmon/oodmon/scorer"
+	"github.com/oodmon/oodmon/sink"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// A worker is the line of one partition. It shares nothing with the others.
+type worker struct {
+	m       *Monitor
+	builder *featurizer.Builder
+	scoring scorer.Workspace
+	scores  scorer.Scores
+	results *scorer.RecordBuilder
+	letters []sink.Letter
+}
+
+func (m *Monitor) newWorker(int) consumer.Handler {
+	dim := m.live.Load().model.Dim() // every model that is taken in has it
+	builder, err := featurizer.NewBuilder(featurizer.Config{
+		Dim: dim, Codec: m.cfg.Input.Codec, MaxMessageBytes: m.cfg.Input.MaxMessageBytes,
+		IDHeader: m.cfg.Input.IDHeader, SegmentHeader: m.cfg.Input.SegmentHeader,
+	})
+	if err != nil {
+		panic(err) // the configuration was validated
+	}
+	embedding := 0
+	if m.cfg.Output.IncludeEmbedding {
+		embedding = dim
+	}
+	return &worker{m: m, builder: builder, results: scorer.NewRecordBuilder(embedding)}
+}
+
+// Handle takes one batch of a partition down the whole line, and returns nil
+// only when every record of it is in the scores topic, held back by
+// output.when, or in the dead-letter topic: then the consumer may commit.
+func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
+	m := w.m
+	now := m.live.Load() // one model for the whole batch
+	first := b.Messages[0].Offset
+
+	start := time.Now()
+	for i := range b.Messages {
+		msg := &b.Messages[i]
+		w.builder.Append(featurizer.Message{
+			Key: msg.Key, Value: msg.Value, Size: int(msg.Oversized), Headers: msg,
+			Time: msg.Time, Partition: int32(b.Partition), Offset: msg.Offset,
+		})
+	}
+	rec, rejects := w.builder.Take()
+	defer rec.Release()
+	start = m.metrics.stage(stageDecode, start)
+
+	if err := now.scorer.Score(&w.scoring, rec, &w.scores); err != nil {
+		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
+	}
+	invalid, err := withoutDirection(rec, &w.scores)
+	if err != nil {
+		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
+	}
+	rejects = append(rejects, invalid...)
+	results, err := w.results.Build(rec, &w.scores, now.model, b.Topic, m.cfg.Output.When == "ood")
+	if err != nil {
+		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
+	}
+	defer results.Release()
+	start = m.metrics.stage(stageScore, start)
+
+	if err := m.sink.Write(ctx, b.Partition, results); err != nil {
+		return fmt.Errorf("publish the scores of %s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
+	}
+	start = m.metrics.stage(stagePublish, start)
+
+	if len(rejects) > 0 {
+		w.address(b, rejects)
+		if err := m.sink.DeadLetter(ctx, b.Partition, w.letters); err != nil {
+			return fmt.Errorf("dead-letter %d records of %s[%d] from offset %d: %w", len(rejects), b.Topic, b.Partition, first, err)
+		}
+		m.metrics.stage(stageDeadLetter, start)
+	}
+	m.metrics.observe(now, &w.scores)
+	m.tally.add(time.Now(), now, &w.scores, len(rejects))
+	return nil
+}
+
+// withoutDirection returns a reject for each row that has no score.
+func withoutDirection(rec arrow.Record, scores *scorer.Scores) ([]featurizer.Reject, error) {
+	var all []featurizer.Reject
+	for i, class := range scores.Class {
+		if class >= 0 {
+			continue
+		}
+		offset, err := featurizer.Column[*array.Int64](rec, featurizer.ColOffset)
+		if err != nil {
+			return nil, err
+		}
+		row, err := featurizer.Column[*array.Int32](rec, featurizer.ColRow)
+		if err != nil {
+			return nil, err
+		}
+		x, dim, err := featurizer.Embeddings(rec)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, featurizer.Reject{
+			Offset: offset.Value(i), Row: row.Value(i), Reason: featurizer.NoDirection, Err: whyNoDirection(x[i*dim : (i+1)*dim]),
+		})
+	}
+	return all, nil
+}
+
+func whyNoDirection(x []float32) error {
+	for i, v := range x {
+		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+			return fmt.Errorf("value %d of the embedding is %g, expected finite numbers", i, v)
+		}
+	}
+	return fmt.Errorf("the embedding's norm is under 1e-12: it has no direction")
+}
+
+// address makes the letters of the rejects, with the messages as they came.
+// Both lists are in the order of the offsets, but for the rows without
+// direction, which follow the others.
+func (w *worker) address(b *consumer.Batch, rejects []featurizer.Reject) {
+	w.letters = w.letters[:0]
+	at := 0
+	for _, r := range rejects {
+		if b.Messages[at].Offset > r.Offset {
+			at = 0
+		}
+		for b.Messages[at].Offset != r.Offset {
+			at++
+		}
+		msg := &b.Messages[at]
+		w.letters = append(w.letters, sink.Letter{
+			Topic: b.Topic, Partition: int32(b.Partition), Offset: r.Offset, Row: r.Row, Time: msg.Time,
+			Key: msg.Key, Value: msg.Value, Headers: msg.Headers, Reason: string(r.Reason), Err: r.Err,
+		})
+	}
+}
+
+// stage observes a stage that began at start, and returns the time now.
+func (m *metrics) stage(name string, start time.Time) time.Time {
+	now := time.Now()
+	m.batchDuration.WithLabelValues(name).Observe(now.Sub(start).Seconds())
+	return now
+}
+
+// observe counts the scores of a batch that is acknowledged.
+func (m *metrics) observe(l *live, scores *scorer.Scores) {
+	records, ood, invalid := 0, 0, 0
+	for i, class := range scores.Class {
+		if class < 0 {
+			invalid++
+			continue
+		}
+		records++
+		if scores.OOD[i] {
+			ood++
+		}
+		l.predicted[class].Inc()
+		m.score.Observe(float64(scores.Score[i]))
+		m.pValue.Observe(float64(scores.PValue[i]))
+	}
+	m.records.Add(float64(records))
+	m.ood.Add(float64(ood))
+	m.invalid.Add(float64(invalid))
+	if records > 0 {
+		m.lastRecord.SetToCurrentTime()
+	}
+}
+
+func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log *slog.Logger) (*sink.Producer, error) {
+	return sink.New(sink.Config{Topic: cfg.Output.Topic, DeadLetterTopic: cfg.DeadLetter.Topic, Format: cfg.Output.Format}, conn, reg, log)
+}
+
+func newConsumer(cfg *Config, conn *kafkaconn.Client, newHandler func(int) consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
+	return consumer.New(consumer.Config{
+		Topic: cfg.Input.Topic, Group: cfg.Input.Group, Start: cfg.Input.Start, OutOfRange: cfg.Input.OutOfRange,
+		MaxRecords: cfg.Input.Batch.MaxRecords, MaxBytes: cfg.Input.Batch.MaxBytes, MaxWait: cfg.Input.Batch.MaxWait,
+		MaxMessageBytes: cfg.Input.MaxMessageBytes, DrainTimeout: cfg.Shutdown.DrainTimeout,
+	}, conn, newHandler, reg, log)
+}

@@ -1,0 +1,120 @@
+package monitor
+
+import (
+	"runtime/debug"
+	"time"
+
+	"github.com/oodmon/oodmon/model"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the series of the line and of the model in service. The label
+// `model`, the configured name, is put on by the registerer.
+type metrics struct {
+	records       prometheus.Counter
+	ood           prometheus.Counter
+	invalid       prometheus.Counter
+	predicted     *prometheus.CounterVec
+	score         prometheus.Histogram
+	pValue        prometheus.Histogram
+	lastRecord    prometheus.Gauge
+	batchDuration *prometheus.HistogramVec
+
+	modelInfo     *prometheus.GaugeVec
+	modelCreated  prometheus.Gauge
+	targetFPR     prometheus.Gauge
+	reloads       *prometheus.CounterVec
+	reloadOK      prometheus.Gauge
+	reloadOKTime  prometheus.Gauge
+	retrainRun    prometheus.Gauge
+	retrainOKTime prometheus.Gauge
+	retrainResult *prometheus.GaugeVec
+}
+
+// The stages of a batch, as the label `stage` names them.
+const (
+	stageDecode     = "decode"
+	stageScore      = "score"
+	stagePublish    = "publish"
+	stageDeadLetter = "dead_letter"
+)
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		reg.MustRegister(c)
+		return c
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+		reg.MustRegister(g)
+		return g
+	}
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		reg.MustRegister(c)
+		return c
+	}
+	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+		reg.MustRegister(g)
+		return g
+	}
+	m := &metrics{
+		records:    counter("oodmon_records_total", "Records scored and published or held back by output.when."),
+		ood:        counter("oodmon_ood_records_total", "Records whose score was above the threshold."),
+		invalid:    counter("oodmon_invalid_scores_total", "Records that have no score: not finite, or without a direction."),
+		predicted:  counters("oodmon_predicted_class_total", "Records by the class of the nearest prototype.", "class"),
+		lastRecord: gauge("oodmon_last_record_timestamp_seconds", "When the last record was scored."),
+		score: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "oodmon_score", Help: "Minimum distance score; larger is more out of distribution.",
+			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour,
+		}),
+		pValue: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "oodmon_pvalue", Help: "Conformal p-value; uniform while the stream is like the calibration data.",
+			Buckets: []float64{.01, .05, .1, .2, .3, .4, .5, .6, .7, .8, .9, 1},
+		}),
+		batchDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "oodmon_batch_duration_seconds", Help: "Time that a batch spent in each stage of the line.",
+			Buckets: prometheus.ExponentialBuckets(.0001, 4, 9),
+		}, []string{"stage"}),
+
+		modelInfo:     gauges("oodmon_model_info", "1 for the model in service.", "version", "detector", "score"),
+		modelCreated:  gauge("oodmon_model_created_timestamp_seconds", "When the model in service was made."),
+		targetFPR:     gauge("oodmon_target_false_positive_rate", "The false-positive rate that the threshold was chosen for."),
+		reloads:       counters("oodmon_model_reloads_total", "Attempts to take in another model, by result.", "result"),
+		reloadOK:      gauge("oodmon_model_last_reload_successful", "0 while the registry's current model was refused or could not be read, else 1."),
+		reloadOKTime:  gauge("oodmon_model_last_reload_success_timestamp_seconds", "When the registry's current model was last known to be the one in service."),
+		retrainRun:    gauge("oodmon_retrain_last_run_timestamp_seconds", "When the last retraining ended, by the registry's history; 0 if none did."),
+		retrainOKTime: gauge("oodmon_retrain_last_success_timestamp_seconds", "When retraining last published a model, by the registry's history; 0 if it never did."),
+		retrainResult: gauges("oodmon_retrain_last_result", "1 for the result of the last retraining.", "result"),
+	}
+	reg.MustRegister(m.score, m.pValue, m.batchDuration)
+	for _, stage := range []string{stageDecode, stageScore, stagePublish, stageDeadLetter} {
+		m.batchDuration.WithLabelValues(stage)
+	}
+	for _, result := range []string{"success", "failure"} {
+		m.reloads.WithLabelValues(result)
+	}
+	build := gauges("oodmon_build_info", "1, with the version of this program.", "version", "go_version")
+	version, goVersion := BuildVersion()
+	build.WithLabelValues(version, goVersion).Set(1)
+	return m
+}
+
+// observeModel makes the series tell of the model that is now in service.
+func (m *metrics) observeModel(mod *model.Model) {
+	m.modelInfo.Reset()
+	m.modelInfo.WithLabelValues(mod.Version, mod.Detector, mod.Score).Set(1)
+	m.modelCreated.Set(float64(mod.Created.Unix()))
+	m.targetFPR.Set(mod.Alpha)
+}
+
+// BuildVersion returns the version of this program and of Go.
+func BuildVersion() (version, goVersion string) {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown", "unknown"
+	}
+	return info.Main.Version, info.GoVersion
+}

@@ -1,0 +1,117 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/oodmon/oodmon/consumer"
+	"github.com/oodmon/oodmon/internal/kafkaconn"
+	"github.com/oodmon/oodmon/model"
+	"github.com/oodmon/oodmon/sink"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// A Monitor watches one topic: it scores every record by the registry's
+// current model and serves what it found.
+type Monitor struct {
+	cfg       *Config
+	log       *slog.Logger
+	started   time.Time
+	registry  *prometheus.Registry
+	metrics   *metrics
+	models    *model.Registry
+	live      atomic.Pointer[live]
+	reloading sync.Mutex
+	tally     tally
+	consumer  *consumer.Consumer
+	sink      *sink.Producer
+	listeners []net.Listener
+}
+
+// New does everything that can fail before records are read: it loads the
+// model, reaches the brokers and the topics, and opens the HTTP addresses.
+// Run must be called next.
+func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
+	registry, series := newRegistry(cfg.Name)
+	m := &Monitor{cfg: cfg, log: log, started: time.Now(), registry: registry, metrics: newMetrics(series)}
+	var err error
+	if m.models, err = model.OpenRegistry(cfg.Model.Registry); err != nil {
+		return nil, fmt.Errorf("model.registry: %w", err)
+	}
+	first, err := m.loadLive(ctx, 0)
+	if err != nil {
+		return nil, fmt.Errorf("model.registry: %w", err)
+	}
+	m.live.Store(first)
+	m.metrics.observeModel(first.model)
+	m.metrics.reloadOK.Set(1)
+	m.metrics.reloadOKTime.SetToCurrentTime()
+
+	conn, err := kafkaconn.New(cfg.Kafka)
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.Check(ctx, cfg.Input.Topic, cfg.Output.Topic, cfg.DeadLetter.Topic); err != nil {
+		return nil, err
+	}
+	if m.sink, err = newSink(cfg, conn, series, log); err != nil {
+		return nil, err
+	}
+	if m.consumer, err = newConsumer(cfg, conn, m.newWorker, series, log); err != nil {
+		return nil, err
+	}
+	if m.listeners, err = listen(cfg.Web); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Addresses returns where HTTP is served.
+func (m *Monitor) Addresses() []string {
+	var all []string
+	for _, l := range m.listeners {
+		all = append(all, l.Addr().String())
+	}
+	return all
+}
+
+// Run scores records until ctx is done. Then it finishes the batch in hand,
+// commits, leaves the group and stops serving, within shutdown.drain_timeout.
+func (m *Monitor) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	web := serve(m.listeners, m.cfg.Web, m.handler(), m.log)
+	var polling sync.WaitGroup
+	polling.Go(func() { m.poll(ctx) })
+	now := m.live.Load().model
+	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,
+		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())
+
+	err := m.consumer.Run(ctx)
+	stop()
+	polling.Wait()
+	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return errors.Join(err, web.close(closing))
+}
+
+// Status returns what a person wants to know at a glance.
+func (m *Monitor) Status() Status {
+	now := m.live.Load()
+	s := Status{
+		Name: m.cfg.Name, Started: m.started,
+		Model: now.model.Version, Threshold: float64(now.scorer.Threshold()), TargetFPR: now.model.Alpha,
+	}
+	m.tally.fill(&s, time.Now(), now.model.Classes)
+	s.Lag = m.consumer.Lag()
+	if err := m.consumer.Healthy(m.cfg.Input.StallTimeout); err != nil {
+		s.Unhealthy = err.Error()
+	}
+	return s
+}

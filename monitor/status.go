@@ -1,0 +1,121 @@
+package monitor
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/oodmon/oodmon/scorer"
+)
+
+// A Status is what a person wants to know at a glance: the status page and
+// `oodmon demo` show it.
+type Status struct {
+	Name    string    `json:"name"`
+	Started time.Time `json:"started"`
+	// Model is the version in service; Threshold and TargetFPR are its own.
+	Model     string  `json:"model"`
+	Threshold float64 `json:"threshold"`
+	TargetFPR float64 `json:"target_false_positive_rate"`
+	// Records counts the scored, DeadLettered those that could not be.
+	Records      int64 `json:"records"`
+	OOD          int64 `json:"ood"`
+	DeadLettered int64 `json:"dead_lettered"`
+	// RecentOODRate is the share of OOD among the last minute's records.
+	RecentOODRate float64   `json:"recent_ood_rate"`
+	Lag           int64     `json:"lag"`
+	LastRecord    time.Time `json:"last_record,omitzero"`
+	// ScoreHistogram counts the scores by the model in service in bins of
+	// ScoreBinWidth from 0; the last bin also holds what is beyond.
+	ScoreHistogram []int64       `json:"score_histogram"`
+	ScoreBinWidth  float64       `json:"score_bin_width"`
+	Classes        []ClassStatus `json:"classes"`
+	// Unhealthy is why /-/healthy fails, or empty.
+	Unhealthy string `json:"unhealthy,omitempty"`
+}
+
+// A ClassStatus is how often a class had the nearest prototype.
+type ClassStatus struct {
+	Name    string `json:"name"`
+	Records int64  `json:"records"`
+}
+
+const (
+	statusBins   = 48
+	recentWindow = 60 // seconds
+)
+
+// tally counts what Status tells. Every worker adds to it, once a batch.
+type tally struct {
+	mu           sync.Mutex
+	version      string // the model that histogram and classes are of
+	binWidth     float64
+	histogram    [statusBins]int64
+	classes      []int64
+	records, ood int64
+	deadLettered int64
+	lastRecord   time.Time
+	recent       [recentWindow]struct{ second, records, ood int64 }
+}
+
+// add counts one batch that l scored at now.
+func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, deadLettered int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.version != l.model.Version {
+		t.version = l.model.Version
+		t.binWidth = l.scorer.MaxScore() / statusBins
+		t.histogram = [statusBins]int64{}
+		t.classes = make([]int64, len(l.model.Classes))
+	}
+	records, ood := int64(0), int64(0)
+	for i, class := range scores.Class {
+		if class < 0 {
+			continue
+		}
+		records++
+		if scores.OOD[i] {
+			ood++
+		}
+		t.classes[class]++
+		bin := int(float64(scores.Score[i]) / t.binWidth)
+		t.histogram[min(max(bin, 0), statusBins-1)]++
+	}
+	t.records += records
+	t.ood += ood
+	t.deadLettered += int64(deadLettered)
+	if records > 0 {
+		t.lastRecord = now
+	}
+	slot := &t.recent[now.Unix()%recentWindow]
+	if slot.second != now.Unix() {
+		slot.second, slot.records, slot.ood = now.Unix(), 0, 0
+	}
+	slot.records += records
+	slot.ood += ood
+}
+
+func (t *tally) fill(s *Status, now time.Time, classes []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s.Records, s.OOD, s.DeadLettered, s.LastRecord = t.records, t.ood, t.deadLettered, t.lastRecord
+	s.ScoreHistogram, s.ScoreBinWidth = slices.Clone(t.histogram[:]), t.binWidth
+	if t.version == s.Model {
+		for class, n := range t.classes {
+			if n > 0 {
+				s.Classes = append(s.Classes, ClassStatus{classes[class], n})
+			}
+		}
+		slices.SortStableFunc(s.Classes, func(a, b ClassStatus) int { return cmp.Compare(b.Records, a.Records) })
+	}
+	records, ood := int64(0), int64(0)
+	for _, slot := range t.recent {
+		if now.Unix()-slot.second < recentWindow {
+			records += slot.records
+			ood += slot.ood
+		}
+	}
+	s.RecentOODRate = float64(ood) / math.Max(1, float64(records))
+}

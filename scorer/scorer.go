@@ -1,0 +1,122 @@
+package scorer
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/oodmon/oodmon/featurizer"
+	"github.com/oodmon/oodmon/internal/kernel"
+	"github.com/oodmon/oodmon/model"
+)
+
+// A Scorer scores by one model. It is immutable and may be shared.
+type Scorer struct {
+	model      *model.Model
+	prototypes *kernel.Prototypes
+	scale      float32
+	threshold  float32
+}
+
+// New prepares a model for scoring. A calibration set too small for the
+// model's alpha and delta is an error.
+func New(m *model.Model) (*Scorer, error) {
+	prototypes, err := kernel.Pack(m.PrototypeData(), m.NumClasses(), m.Dim())
+	if err != nil {
+		return nil, fmt.Errorf("prepare scorer: %w", err)
+	}
+	threshold, _, err := m.Calibration.Threshold(m.Alpha, m.Delta)
+	if err != nil {
+		return nil, fmt.Errorf("prepare scorer: %w", err)
+	}
+	return &Scorer{m, prototypes, Scale(m), threshold}, nil
+}
+
+// Scale returns what a distance between unit vectors is multiplied by to give
+// the minimum distance score: |distance scale| / temperature.
+func Scale(m *model.Model) float32 {
+	return float32(math.Abs(float64(m.DistanceScale)) / m.Temperature)
+}
+
+// Model returns the model that the scorer was made from.
+func (s *Scorer) Model() *model.Model { return s.model }
+
+// Threshold returns the score above which a record is out of distribution.
+func (s *Scorer) Threshold() float32 { return s.threshold }
+
+// MaxScore returns the largest score there can be: two unit vectors are at
+// most 2 apart.
+func (s *Scorer) MaxScore() float64 { return 2 * float64(s.scale) }
+
+// Scores are the answers for n records. Its slices are reused by the next call
+// that is given it.
+type Scores struct {
+	// Score is the minimum distance score, −max L of the head's logits: larger
+	// is more out of distribution. It is NaN where Class is −1.
+	Score []float32
+	// PValue is how often an in-distribution record scores at least as high.
+	PValue []float32
+	// OOD is whether Score is above the threshold.
+	OOD []bool
+	// Class is the nearest prototype, or −1: the record has no direction,
+	// since it is not finite or its norm is under 1e-12. Such a record has no
+	// score and is never OOD.
+	Class []int32
+}
+
+func (s *Scores) resize(n int) {
+	s.Score = slices.Grow(s.Score[:0], n)[:n]
+	s.PValue = slices.Grow(s.PValue[:0], n)[:n]
+	s.OOD = slices.Grow(s.OOD[:0], n)[:n]
+	s.Class = slices.Grow(s.Class[:0], n)[:n]
+}
+
+// A Workspace is the scratch of one caller. Its zero value is ready.
+type Workspace struct{ kernel kernel.Workspace }
+
+// Score fills out with the answers for every row of rec. It allocates nothing
+// once w and out have grown.
+func (s *Scorer) Score(w *Workspace, rec arrow.Record, out *Scores) error {
+	x, dim, err := featurizer.Embeddings(rec)
+	if err != nil {
+		return fmt.Errorf("score: %w", err)
+	}
+	if dim != s.prototypes.Dim() {
+		return fmt.Errorf("score: the embeddings have dimension %d, model %s expects %d", dim, s.model.Version, s.prototypes.Dim())
+	}
+	out.resize(int(rec.NumRows()))
+	s.prototypes.Nearest(&w.kernel, x, out.Score, out.Class)
+	for i, distance := range out.Score {
+		if out.Class[i] < 0 {
+			out.PValue[i], out.OOD[i] = float32(math.NaN()), false
+			continue
+		}
+		score := distance * s.scale
+		out.Score[i] = score
+		out.PValue[i] = s.model.Calibration.PValue(score)
+		out.OOD[i] = score > s.threshold
+	}
+	return nil
+}
+
+// Distances returns, for each row of x, [n, D] row-major, the score and the
+// nearest class as Score would: what a calibration is made of.
+func Distances(m *model.Model, x []float32) (score []float32, class []int32, err error) {
+	prototypes, err := kernel.Pack(m.PrototypeData(), m.NumClasses(), m.Dim())
+	if err != nil {
+		return nil, nil, fmt.Errorf("score: %w", err)
+	}
+	if len(x)%m.Dim() != 0 {
+		return nil, nil, fmt.Errorf("score: %d values are not rows of dimension %d", len(x), m.Dim())
+	}
+	n := len(x) / m.Dim()
+	score, class = make([]float32, n), make([]int32, n)
+	var w kernel.Workspace
+	prototypes.Nearest(&w, x, score, class)
+	scale := Scale(m)
+	for i := range score {
+		score[i] *= scale
+	}
+	return score, class, nil
+}

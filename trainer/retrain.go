@@ -1,0 +1,277 @@
+package trainer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/oodmon/oodmon/consumer"
+	"github.com/oodmon/oodmon/featurizer"
+	"github.com/oodmon/oodmon/internal/kafkaconn"
+	"github.com/oodmon/oodmon/model"
+	"github.com/oodmon/oodmon/scorer"
+)
+
+// A RetrainConfig is the section `retrain` of oodmon.yml.
+type RetrainConfig struct {
+	Data DataConfig `yaml:"data"`
+	// FalsePositiveRate is alpha: it holds with probability Confidence.
+	FalsePositiveRate float64    `yaml:"false_positive_rate"`
+	Confidence        float64    `yaml:"confidence"`
+	CalibrationShare  float64    `yaml:"calibration_share"`
+	HeldOutShare      float64    `yaml:"held_out_share"`
+	Recipe            Recipe     `yaml:"recipe"`
+	Gate              GateConfig `yaml:"gate"`
+	TempDir           string     `yaml:"temp_dir"`
+}
+
+// A DataConfig says where labelled embeddings are: in files, or in a topic.
+type DataConfig struct {
+	Files []string `yaml:"files"`
+	Topic string   `yaml:"topic"`
+	// Window is how far back the topic is read; 0: from its start.
+	Window   time.Duration `yaml:"window"`
+	Outliers []string      `yaml:"outliers"`
+}
+
+// DefaultRetrainConfig returns the value of every key that a file leaves out.
+func DefaultRetrainConfig() RetrainConfig {
+	return RetrainConfig{
+		FalsePositiveRate: .01, Confidence: .95, CalibrationShare: .2, HeldOutShare: .2,
+		Recipe: DefaultRecipe(), Gate: DefaultGate(),
+	}
+}
+
+// Validate reports every value that cannot work, each with its key.
+func (c *RetrainConfig) Validate() error {
+	var all []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			all = append(all, fmt.Errorf("retrain."+format, args...))
+		}
+	}
+	share := func(v float64) bool { return v > 0 && v < 1 }
+	check(share(c.FalsePositiveRate), "false_positive_rate: %g must be between 0 and 1", c.FalsePositiveRate)
+	check(share(c.Confidence), "confidence: %g must be between 0 and 1", c.Confidence)
+	check(share(c.CalibrationShare) && share(c.HeldOutShare) && c.CalibrationShare+c.HeldOutShare < 1,
+		"calibration_share and held_out_share: %g and %g must be positive and leave something to fit", c.CalibrationShare, c.HeldOutShare)
+	check(len(c.Data.Files) == 0 || c.Data.Topic == "", "data: files and topic are both set; choose one")
+	check(c.Data.Window >= 0, "data.window: %v must not be negative", c.Data.Window)
+	check(c.Gate.MinAccuracy >= 0 && c.Gate.MinAccuracy <= 1, "gate.min_accuracy: %g must be between 0 and 1", c.Gate.MinAccuracy)
+	check(c.Gate.MinRecallRecords > 0, "gate.min_recall_records: %d must be positive", c.Gate.MinRecallRecords)
+	if err := c.Recipe.validate(); err != nil {
+		all = append(all, fmt.Errorf("retrain.recipe: %w", err))
+	}
+	return errors.Join(all...)
+}
+
+// Broker says how the topic of labelled embeddings is read.
+type Broker struct {
+	Kafka                kafkaconn.Config
+	Features             featurizer.Config // but for the dimension
+	MaxRecords, MaxBytes int               // of what is read at once
+}
+
+// A RetrainReport is what a run of retraining found.
+type RetrainReport struct {
+	Result     model.EventKind `json:"result"` // published or refused
+	Time       time.Time       `json:"time"`
+	Seconds    float64         `json:"seconds"`
+	Training   *Report         `json:"training"`
+	Candidate  *Standing       `json:"candidate"`
+	Champion   *Standing       `json:"champion"` // nil: none was in service
+	HeldOut    int             `json:"held_out"`
+	Rejected   int             `json:"rejected_messages"` // of the topic, that are no embedding
+	NewClasses []string        `json:"new_classes"`
+	Vanished   []string        `json:"vanished_classes"`
+	Gate       []Verdict       `json:"gate"`
+}
+
+// Line says the outcome in one line.
+func (r *RetrainReport) Line() string {
+	var failed []string
+	for _, v := range r.Gate {
+		if !v.Passed {
+			failed = append(failed, v.String())
+		}
+	}
+	if len(failed) > 0 {
+		return fmt.Sprintf("refused model %s: %s", r.Candidate.Version, strings.Join(failed, "; "))
+	}
+	text := fmt.Sprintf("published model %s: accuracy %.4f, false-positive rate %.4f on %d held-out records", r.Candidate.Version, r.Candidate.Accuracy, r.Candidate.FalsePositiveRate, r.HeldOut)
+	if r.Champion != nil {
+		text += fmt.Sprintf("; it replaces %s with accuracy %.4f", r.Champion.Version, r.Champion.Accuracy)
+	}
+	return text
+}
+
+// Retrain fits a candidate, compares it with the model in service on the same
+// held-out data, and publishes it if the gate passes. Another run holds it off
+// by the registry's lock. What comes of it is recorded in the registry's
+// history, but for a run that was held off.
+func Retrain(ctx context.Context, cfg RetrainConfig, broker Broker, registry string, progress func(share float64)) (report *RetrainReport, err error) {
+	models, err := model.OpenRegistry(registry)
+	if err != nil {
+		return nil, err
+	}
+	release, err := models.Lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	report, m, err := propose(ctx, cfg, broker, models, progress)
+	if err != nil {
+		// The run may have failed because ctx is done; the history still has to know.
+		return nil, errors.Join(err, models.Record(context.WithoutCancel(ctx), model.Event{Kind: model.EventFailed, Retraining: true, Detail: err.Error()}))
+	}
+	event := model.Event{Retraining: true, Detail: report.Line()}
+	if report.Result == model.EventRefused {
+		event.Kind, event.Version = model.EventRefused, m.Version
+		return report, models.Record(ctx, event)
+	}
+	_, err = models.Publish(ctx, m, event)
+	return report, err
+}
+
+// propose makes the candidate and judges it.
+func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *model.Registry, progress func(share float64)) (*RetrainReport, *model.Model, error) {
+	start := time.Now()
+	report := &RetrainReport{Time: start.UTC().Truncate(time.Second), NewClasses: []string{}, Vanished: []string{}}
+	var champion *model.Model
+	version, err := models.Current(ctx)
+	if err == nil {
+		champion, err = models.Load(ctx, version)
+	}
+	if err != nil && !errors.Is(err, model.ErrNoCurrent) {
+		return nil, nil, err
+	}
+	dim := 0
+	if champion != nil {
+		dim = champion.Dim()
+	}
+	src, err := cfg.source(broker, dim, report)
+	if err != nil {
+		return nil, nil, err
+	}
+	shares := []float64{1 - cfg.CalibrationShare - cfg.HeldOutShare, cfg.CalibrationShare, cfg.HeldOutShare}
+	data, err := readLabelled(ctx, src, cfg.TempDir, shares, cfg.Recipe.Seed)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read training data: %w", err)
+	}
+	defer data.close() // a temporary file that stays behind loses nothing
+	opts := Options{Recipe: cfg.Recipe, Alpha: cfg.FalsePositiveRate, Delta: 1 - cfg.Confidence, Created: start, Parent: version, TempDir: cfg.TempDir, Progress: progress}
+	m, training, err := train(ctx, data, opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	report.Training = training
+	if report.HeldOut = data.parts[2].rows; report.HeldOut == 0 {
+		return nil, nil, errors.New("no record was held out: more data is needed, or a larger retrain.held_out_share")
+	}
+	if report.Candidate, err = cfg.standing(ctx, m, data); err != nil {
+		return nil, nil, fmt.Errorf("evaluate candidate: %w", err)
+	}
+	if champion != nil {
+		if champion.Dim() != m.Dim() {
+			return nil, nil, fmt.Errorf("the data has dimension %d, the model in service %s has %d: publish the first model of another dimension by 'oodmon train' and 'oodmon model promote'", m.Dim(), champion.Version, champion.Dim())
+		}
+		if report.Champion, err = cfg.standing(ctx, champion, data); err != nil {
+			return nil, nil, fmt.Errorf("evaluate model in service %s: %w", champion.Version, err)
+		}
+		report.NewClasses = append(report.NewClasses, missing(m.Classes, champion.Classes)...)
+		report.Vanished = append(report.Vanished, missing(champion.Classes, m.Classes)...)
+	}
+	report.Gate = cfg.Gate.judge(report.Candidate, report.Champion, m.Alpha)
+	report.Result = model.EventPublished
+	for _, v := range report.Gate {
+		if !v.Passed {
+			report.Result = model.EventRefused
+		}
+	}
+	report.Seconds = time.Since(start).Seconds()
+	return report, m, nil
+}
+
+// standing scores the held-out part, and the outliers if there are any.
+func (c *RetrainConfig) standing(ctx context.Context, m *model.Model, data *dataset) (*Standing, error) {
+	s, err := scorer.New(m)
+	if err != nil {
+		return nil, err
+	}
+	held, err := score(ctx, m, data.vectors(2))
+	if err != nil {
+		return nil, err
+	}
+	var outliers *scoredRows
+	if len(c.Data.Outliers) > 0 {
+		rows, err := score(ctx, m, Files(c.Data.Outliers...).vectors())
+		if err != nil {
+			return nil, fmt.Errorf("outliers: %w", err)
+		}
+		outliers = &rows
+	}
+	return stand(m, s.Threshold(), held, outliers), nil
+}
+
+// source returns where the labelled embeddings come from. dim is that of the
+// model in service; 0: the first embedding tells it. report counts the messages
+// of a topic that are no embedding.
+func (c *RetrainConfig) source(broker Broker, dim int, report *RetrainReport) (Source, error) {
+	switch {
+	case len(c.Data.Files) > 0:
+		return Files(c.Data.Files...), nil
+	case c.Data.Topic == "":
+		return nil, errors.New("retrain.data: neither files nor a topic is set")
+	}
+	conn, err := kafkaconn.New(broker.Kafka)
+	if err != nil {
+		return nil, err
+	}
+	features := broker.Features
+	features.Dim = dim
+	builder, err := featurizer.NewBuilder(features)
+	if err != nil {
+		return nil, err
+	}
+	spec := consumer.RangeConfig{Topic: c.Data.Topic, MaxRecords: broker.MaxRecords, MaxBytes: broker.MaxBytes, MaxMessageBytes: features.MaxMessageBytes}
+	if c.Data.Window > 0 {
+		spec.From = time.Now().Add(-c.Data.Window)
+	}
+	return func(ctx context.Context, fn func(string, arrow.Record) error) error {
+		defer conn.Close()
+		if err := conn.Check(ctx, c.Data.Topic); err != nil {
+			return err
+		}
+		var last featurizer.Reject
+		accepted := int64(0)
+		err := consumer.ReadRange(ctx, conn, spec, func(b *consumer.Batch) error {
+			for i := range b.Messages {
+				m := &b.Messages[i]
+				builder.Append(featurizer.Message{
+					Key: m.Key, Value: m.Value, Size: int(m.Oversized), Headers: m, Time: m.Time, Partition: int32(b.Partition), Offset: m.Offset,
+				})
+			}
+			rec, rejects := builder.Take()
+			if len(rejects) > 0 {
+				report.Rejected += len(rejects)
+				last = rejects[len(rejects)-1]
+			}
+			if rec == nil {
+				return nil
+			}
+			defer rec.Release()
+			accepted += rec.NumRows()
+			return fn(fmt.Sprintf("%s[%d]", b.Topic, b.Partition), rec)
+		})
+		if err == nil && accepted == 0 {
+			err = fmt.Errorf("topic %s holds no embedding in the range of retrain.data.window", c.Data.Topic)
+			if report.Rejected > 0 {
+				err = fmt.Errorf("%w: %d messages were rejected, the last at offset %d: %w", err, report.Rejected, last.Offset, last.Err)
+			}
+		}
+		return err
+	}, nil
+}
