@@ -193,10 +193,17 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a 
 	}
 	retry = backoff{}
 	handler := c.newHandler(a.ID)
-	lag, committed := c.metrics.lag.WithLabelValues(strconv.Itoa(a.ID)), c.metrics.committed.WithLabelValues(strconv.Itoa(a.ID))
+	lag := c.metrics.lag.WithLabelValues(strconv.Itoa(a.ID))
+	committed := func(offset int64) { c.metrics.committed.WithLabelValues(strconv.Itoa(a.ID)).Set(float64(offset)) }
+	if a.Offset >= 0 {
+		committed(a.Offset)
+	}
 	for running.Err() == nil {
 		err := r.fetch(running, func(b *Batch, next int64) error {
 			if len(b.Messages) > 0 {
+				// While the handler waits for the brokers, these records wait.
+				c.waiting(p, b.Messages[0].Offset, r.end)
+				lag.Set(float64(r.end - b.Messages[0].Offset))
 				if err := c.handle(running, draining, p, handler, b, log); err != nil {
 					return err
 				}
@@ -207,7 +214,7 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a 
 				return fmt.Errorf("commit %s[%d] at offset %d: %w", c.cfg.Topic, a.ID, next, err)
 			}
 			c.count(b)
-			committed.Set(float64(next))
+			committed(next)
 			c.moved(p, next, r.end)
 			lag.Set(float64(max(0, r.end-next)))
 			return running.Err() // what was fetched beyond is left to the next owner
@@ -317,6 +324,13 @@ func (c *Consumer) exit(partition int) {
 	defer c.mu.Unlock()
 	delete(c.partitions, partition)
 	c.metrics.forget(partition)
+}
+
+// waiting says that the records from position on are read but not yet handled.
+func (c *Consumer) waiting(p *progress, position, end int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.position, p.end = position, end
 }
 
 func (c *Consumer) moved(p *progress, position, end int64) {
