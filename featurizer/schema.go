@@ -29,8 +29,7 @@ const (
 var timestampType = &arrow.TimestampType{Unit: arrow.Microsecond, TimeZone: "UTC"}
 
 func embeddingField(dim int) arrow.Field {
-	item := arrow.Field{Name: "item", Type: arrow.PrimitiveTypes.Float32}
-	return arrow.Field{Name: ColEmbedding, Type: arrow.FixedSizeListOfField(int32(dim), item)}
+	return arrow.Field{Name: ColEmbedding, Type: arrow.FixedSizeListOf(int32(dim), arrow.PrimitiveTypes.Float32)}
 }
 
 // EmbeddingSchema returns the schema of embeddings of dimension dim. A label or

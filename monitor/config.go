@@ -92,7 +92,8 @@ type ShutdownConfig struct {
 // DefaultConfig returns the value of every key that a file leaves out.
 func DefaultConfig() *Config {
 	return &Config{
-		Name: "default",
+		Name:  "default",
+		Kafka: kafkaconn.Config{ClientID: "oodmon"},
 		Input: InputConfig{
 			Group:           "oodmon",
 			Start:           "latest",

@@ -1,0 +1,218 @@
+// Package kafkatest gives tests a Kafka broker of their own: an embedded one,
+// or with OODMON_TEST_KAFKA=real a real one, started by scripts/kafka.
+package kafkatest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// A Broker is a Kafka of one node. It ends with the test.
+type Broker struct {
+	Address string
+	// Cluster is the embedded broker, or nil where it is a real one.
+	Cluster *kfake.Cluster
+
+	t      testing.TB
+	dir    string
+	client *kgo.Client
+	admin  *kadm.Client
+}
+
+// Real reports whether brokers are real ones.
+func Real() bool { return os.Getenv("OODMON_TEST_KAFKA") == "real" }
+
+// NeedReal skips a test that only a real broker can run.
+func NeedReal(t testing.TB) {
+	t.Helper()
+	if !Real() {
+		t.Skip("needs a real Kafka: set OODMON_TEST_KAFKA=real (a JDK and Maven are needed)")
+	}
+}
+
+// Start starts a broker. The options are for the embedded one only.
+func Start(t testing.TB, options ...kfake.Opt) *Broker {
+	t.Helper()
+	b := &Broker{t: t}
+	if Real() && len(options) == 0 {
+		b.dir = t.TempDir()
+		b.Address = b.script("start", b.dir, strconv.Itoa(freePorts(t)))
+		t.Cleanup(func() { b.script("kill", b.dir) })
+	} else {
+		cluster, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, options...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(cluster.Close)
+		b.Cluster, b.Address = cluster, cluster.ListenAddrs()[0]
+	}
+	if len(options) == 0 {
+		b.Connect()
+	}
+	return b
+}
+
+// Connect makes the client that the other methods use, with what it takes to
+// be let in.
+func (b *Broker) Connect(options ...kgo.Opt) {
+	b.t.Helper()
+	client, err := kgo.NewClient(append([]kgo.Opt{
+		kgo.SeedBrokers(b.Address), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(15 << 20),
+		kgo.MetadataMinAge(100 * time.Millisecond),
+	}, options...)...)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(client.Close)
+	b.client, b.admin = client, kadm.NewClient(client)
+}
+
+// script calls scripts/kafka and returns what it printed.
+func (b *Broker) script(args ...string) string {
+	b.t.Helper()
+	_, here, _, _ := runtime.Caller(0)
+	cmd := exec.Command(filepath.Join(filepath.Dir(here), "..", "..", "scripts", "kafka"), args...)
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.WaitDelay = time.Second // the broker keeps the script's standard error
+	if err := cmd.Run(); err != nil && cmd.ProcessState.ExitCode() != 0 {
+		b.t.Fatalf("scripts/kafka %s: %v\n%s", strings.Join(args, " "), err, errs.String())
+	}
+	return strings.TrimSpace(out.String())
+}
+
+// Kill ends a real broker with SIGKILL; Restart starts it again on its data.
+func (b *Broker) Kill() { b.t.Helper(); b.script("kill", b.dir) }
+
+// Restart starts a killed broker again.
+func (b *Broker) Restart() { b.t.Helper(); b.script("start", b.dir) }
+
+// freePorts returns the first of two free neighbouring ports.
+func freePorts(t testing.TB) int {
+	t.Helper()
+	for range 100 {
+		first, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := first.Addr().(*net.TCPAddr).Port
+		second, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port+1))
+		_ = first.Close()
+		if err == nil {
+			_ = second.Close()
+			return port
+		}
+	}
+	t.Fatal("no two neighbouring ports are free")
+	return 0
+}
+
+// CreateTopic makes a topic, with settings like retention.ms=1 if any.
+func (b *Broker) CreateTopic(name string, partitions int, settings ...string) {
+	b.t.Helper()
+	configs := make(map[string]*string)
+	for _, s := range settings {
+		key, value, _ := strings.Cut(s, "=")
+		configs[key] = &value
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	answer, err := b.admin.CreateTopics(ctx, int32(partitions), 1, configs, name)
+	if err == nil {
+		err = answer.Error()
+	}
+	if err != nil {
+		b.t.Fatalf("create topic %s: %v", name, err)
+	}
+}
+
+// Admin returns the administrative client.
+func (b *Broker) Admin() *kadm.Client { return b.admin }
+
+// Produce sends the records, in order, to the partitions that they name.
+func (b *Broker) Produce(records ...*kgo.Record) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if err := b.client.ProduceSync(ctx, records...).FirstErr(); err != nil {
+		b.t.Fatalf("produce: %v", err)
+	}
+}
+
+// ReadAll returns what a topic holds now, partition by partition.
+func (b *Broker) ReadAll(topic string) []*kgo.Record {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	ends, err := b.admin.ListEndOffsets(ctx, topic)
+	if err != nil {
+		b.t.Fatalf("list offsets of %s: %v", topic, err)
+	}
+	starts, err := b.admin.ListStartOffsets(ctx, topic)
+	if err != nil {
+		b.t.Fatalf("list offsets of %s: %v", topic, err)
+	}
+	from, missing := make(map[int32]kgo.Offset), int64(0)
+	ends.Each(func(o kadm.ListedOffset) {
+		start, _ := starts.Lookup(topic, o.Partition)
+		from[o.Partition] = kgo.NewOffset().At(start.Offset)
+		missing += o.Offset - start.Offset
+	})
+	client, err := kgo.NewClient(append(b.client.Opts(), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from}))...)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer client.Close()
+	var all []*kgo.Record
+	for int64(len(all)) < missing {
+		fetches := client.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			b.t.Fatalf("read %s: %v (%d of %d records)", topic, err, len(all), missing)
+		}
+		all = append(all, fetches.Records()...)
+	}
+	return all
+}
+
+// Committed returns a group's committed offsets of a topic, by partition.
+func (b *Broker) Committed(group, topic string) map[int32]int64 {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	offsets, err := b.admin.FetchOffsets(ctx, group)
+	if err != nil {
+		b.t.Fatalf("fetch offsets of %s: %v", group, err)
+	}
+	all := make(map[int32]int64)
+	offsets.Each(func(o kadm.OffsetResponse) {
+		if o.Topic == topic {
+			all[o.Partition] = o.At
+		}
+	})
+	return all
+}
+
+// Eventually waits until check returns nil.
+func Eventually(t testing.TB, timeout time.Duration, check func() error) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if err = check(); err == nil {
+			return
+		}
+	}
+	t.Fatal(fmt.Errorf("not within %v: %w", timeout, err))
+}

@@ -1,0 +1,109 @@
+package monitor
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// The example documents every default: reading it gives the defaults, but for
+// the keys that have none.
+func TestExampleHoldsTheDefaults(t *testing.T) {
+	got, err := LoadConfig(filepath.Join("..", "deploy", "oodmon.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := DefaultConfig()
+	want.Kafka.Brokers = []string{"localhost:9092"}
+	want.Input.Topic, want.Output.Topic, want.DeadLetter.Topic = "embeddings", "scores", "embeddings.dead-letter"
+	want.Model.Registry = "/var/lib/oodmon/registry"
+	want.Retrain.Data.Files, want.Retrain.Data.Outliers = []string{}, []string{}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the example says\n%+v\nthe defaults are\n%+v", got, want)
+	}
+}
+
+func TestExampleNamesEveryKey(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "deploy", "oodmon.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys func(t reflect.Type) []string
+	keys = func(t reflect.Type) (all []string) {
+		for i := range t.NumField() {
+			f := t.Field(i)
+			all = append(all, f.Tag.Get("yaml"))
+			if f.Type.Kind() == reflect.Struct {
+				all = append(all, keys(f.Type)...)
+			}
+		}
+		return all
+	}
+	for _, key := range keys(reflect.TypeFor[Config]()) {
+		if !strings.Contains(string(text), key+":") {
+			t.Errorf("the example does not document %q", key)
+		}
+	}
+}
+
+const smallest = `
+kafka: {brokers: ["localhost:9092"]}
+input: {topic: in}
+output: {topic: out}
+dead_letter: {topic: dead}
+model: {registry: /tmp/r}
+`
+
+func TestParseConfigRefuses(t *testing.T) {
+	if _, err := parseConfig([]byte(smallest)); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ text, want string }{
+		{"", "the file is empty; see deploy/oodmon.yml for an example"},
+		{smallest + "---\na: b", "the file holds more than one YAML document"},
+		{smallest + "inputs: {}", `line 7: unknown key "inputs"`},
+		{strings.Replace(smallest, "topic: in", "topic: in, bach: 3", 1), `line 3: unknown key "bach"`},
+		{strings.Replace(smallest, "topic: in}", "topic: in, batch: {max_records: many}}", 1), "line 3: cannot unmarshal !!str `many` into int"},
+		{strings.Replace(smallest, "topic: in}", "topic: in, batch: {max_records: 0}}", 1), "input.batch.max_records: 0 must be positive"},
+		{strings.Replace(smallest, "topic: in}", "topic: in, start: begin}", 1), `input.start: "begin" is not one of ["earliest" "latest"]`},
+		{strings.Replace(smallest, "topic: out", "topic: in", 1), `output.topic: "in" is the input topic; oodmon would read what it writes`},
+		{strings.Replace(smallest, "dead_letter: {topic: dead}", "", 1), "dead_letter.topic: must not be empty; records that cannot be scored are kept there"},
+		{strings.Replace(smallest, "/tmp/r", `""`, 1), "model.registry: must not be empty"},
+		{strings.Replace(smallest, `["localhost:9092"]`, "[]", 1), "kafka.brokers: at least one address is needed"},
+		{strings.Replace(smallest, `["localhost:9092"]`, "[localhost]", 1), `kafka.brokers[0]: "localhost" is not host:port`},
+		{smallest + "retrain: {false_positive_rate: 2}", "retrain.false_positive_rate: 2 must be between 0 and 1"},
+		{smallest + "retrain: {data: {files: [a.arrow], topic: t}}", "retrain.data: files and topic are both set; choose one"},
+		{smallest + "retrain: {recipe: {epochs: 0}}", "retrain.recipe: epochs: 0 must be positive"},
+		{strings.Replace(smallest, `]}`, `], sasl: {mechanism: plain, username: u, password: secret}}`, 1), `line 2: unknown key "password"`},
+		{strings.Replace(smallest, `]}`, `], sasl: {mechanism: plain, username: u}}`, 1), "kafka.sasl: exactly one of password_file and password_env is needed with mechanism plain"},
+	} {
+		if _, err := parseConfig([]byte(test.text)); err == nil || err.Error() != test.want {
+			t.Errorf("%s\ngot  %v\nwant %s", test.text, err, test.want)
+		}
+	}
+}
+
+func TestLoadConfigNamesTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "oodmon.yml")
+	if _, err := LoadConfig(path); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("a: b"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadConfig(path); err == nil || !strings.HasPrefix(err.Error(), "configuration "+path+": ") {
+		t.Errorf("a wrong file: %v", err)
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte(smallest))
+	f.Add([]byte("input: &a {topic: *a}"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if cfg, err := parseConfig(text); err == nil && cfg.Validate() != nil {
+			t.Fatal("accepted what does not validate")
+		}
+	})
+}
