@@ -92,7 +92,7 @@ func (r *reader) span(ctx context.Context, from time.Time) (span [2]int64, err e
 	if err != nil || from.IsZero() {
 		return [2]int64{first, end}, err
 	}
-	at, err := r.offsetOf(ctx, kafka.TimeOffsetOf(r.partition, from))
+	at, err := r.offsetOf(ctx, from.UnixMilli())
 	if err != nil {
 		return span, err
 	}

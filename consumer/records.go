@@ -1,0 +1,579 @@
+package consumer
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/snappy"
+	"github.com/klauspost/compress/zstd"
+	"github.com/segmentio/kafka-go/compress"
+)
+
+// A record batch of version 2, big-endian:
+//
+//	 0 base offset int64        23 last offset delta int32
+//	 8 length int32, from 12    27 first timestamp int64, ms
+//	12 leader epoch int32       35 last timestamp int64
+//	16 version int8             43 producer id int64
+//	17 CRC32C uint32, from 21   51 producer epoch int16
+//	21 attributes int16         53 base sequence int32
+//	                            57 number of records int32
+//	61 records, compressed as the attributes say
+//
+// Versions 0 and 1 are single messages: offset int64, size int32, CRC32 uint32,
+// version int8, attributes int8, in version 1 a timestamp int64, then key and
+// value, each with an int32 length. A compressed one holds such a set as its
+// value.
+const (
+	batchHeader   = 61
+	messageHeader = 18 // up to the attributes
+	maxWindow     = 128 << 20
+
+	attrCodec         = 0x07
+	attrAppendTime    = 0x08
+	attrTransactional = 0x10
+	attrControl       = 0x20
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// errTooLarge is a batch that does not fit in memory when it is decompressed.
+var errTooLarge = errors.New("larger than what is held in memory")
+
+// A decoder reads the record batches of a fetch response.
+type decoder struct {
+	position   int64 // offsets before it have been seen
+	maxMessage int
+	arena      arena
+	// take is called with each message, in the order of offsets, and with the
+	// bytes that it holds.
+	take     func(m Message, size int) error
+	aborted  []abortedTransaction
+	dropping map[int64]bool // producers whose open transaction was aborted
+}
+
+// decode reads whole batches and leaves a last one that was cut off.
+func (d *decoder) decode(data []byte, aborted []abortedTransaction) error {
+	d.aborted = slices.Clone(aborted)
+	slices.SortFunc(d.aborted, func(a, b abortedTransaction) int {
+		if a.first < b.first {
+			return -1
+		}
+		return 1
+	})
+	clear(d.dropping)
+	for len(data) >= messageHeader {
+		base, length, version := int64(binary.BigEndian.Uint64(data)), int64(int32(binary.BigEndian.Uint32(data[8:]))), data[16]
+		if length < messageHeader-12 {
+			return fmt.Errorf("the record batch at offset %d has length %d", base, length)
+		}
+		if 12+length > int64(len(data)) {
+			return nil
+		}
+		raw := data[:12+length]
+		data = data[12+length:]
+		var err error
+		switch version {
+		case 2:
+			err = d.batch(raw)
+		case 0, 1:
+			err = d.message(raw)
+		default:
+			err = fmt.Errorf("version %d, expected 0, 1 or 2", version)
+		}
+		if err != nil {
+			return fmt.Errorf("the record batch at offset %d: %w", base, err)
+		}
+	}
+	return nil
+}
+
+// batch reads a batch of version 2.
+func (d *decoder) batch(raw []byte) error {
+	be := binary.BigEndian
+	if len(raw) < batchHeader {
+		return fmt.Errorf("%d bytes, expected at least %d", len(raw), batchHeader)
+	}
+	if found, computed := be.Uint32(raw[17:]), crc32.Checksum(raw[21:], castagnoli); found != computed {
+		return fmt.Errorf("its checksum is %08x, and its bytes have %08x: it was damaged in the log or on the way", found, computed)
+	}
+	base, attributes := int64(be.Uint64(raw)), be.Uint16(raw[21:])
+	last := base + int64(int32(be.Uint32(raw[23:])))
+	producer := int64(be.Uint64(raw[43:]))
+	count := int64(int32(be.Uint32(raw[57:])))
+	if last < base || count < 0 {
+		return fmt.Errorf("it claims offsets up to %d and %d records", last, count)
+	}
+	if last < d.position {
+		return nil
+	}
+	for len(d.aborted) > 0 && d.aborted[0].first <= last {
+		if d.dropping == nil {
+			d.dropping = make(map[int64]bool)
+		}
+		d.dropping[d.aborted[0].producer] = true
+		d.aborted = d.aborted[1:]
+	}
+	if attributes&attrControl != 0 {
+		if abortMarker(raw[batchHeader:]) {
+			delete(d.dropping, producer)
+		}
+		d.position = last + 1
+		return nil
+	}
+	if attributes&attrTransactional != 0 && d.dropping[producer] {
+		d.position = last + 1
+		return nil
+	}
+	times := timestamps{first: int64(be.Uint64(raw[27:]))}
+	if attributes&attrAppendTime != 0 {
+		times = timestamps{first: int64(be.Uint64(raw[35:])), fixed: true}
+	}
+	var err error
+	if codec := compress.Compression(attributes & attrCodec); codec == compress.None {
+		err = d.plain(raw[batchHeader:], base, last, count, times)
+	} else {
+		err = d.compressed(codec, raw[batchHeader:], base, last, count, times)
+	}
+	if errors.Is(err, errTooLarge) {
+		err = d.oversized(base, last, int64(len(raw)))
+	}
+	if err != nil {
+		return err
+	}
+	d.position = last + 1
+	return nil
+}
+
+// timestamps computes a record's time from the batch's.
+type timestamps struct {
+	first int64
+	fixed bool // the time of the append holds for all
+}
+
+func (t timestamps) of(delta int64) time.Time {
+	if t.fixed {
+		return time.UnixMilli(t.first)
+	}
+	return time.UnixMilli(t.first + delta)
+}
+
+// abortMarker says whether a control batch's record ends a transaction by
+// aborting it.
+func abortMarker(payload []byte) bool {
+	f := fields{b: payload}
+	f.varint()
+	f.skip(1)
+	f.varint()
+	f.varint()
+	key := f.bytes(f.varint())
+	return f.err == nil && len(key) >= 4 && binary.BigEndian.Uint16(key[2:]) == 0
+}
+
+// plain reads the records where they lie.
+func (d *decoder) plain(payload []byte, base, last, count int64, times timestamps) error {
+	f := fields{b: payload}
+	for i := range count {
+		one := f.bytes(f.varint())
+		if f.err != nil {
+			return fmt.Errorf("record %d of %d: %w", i+1, count, f.err)
+		}
+		if err := d.record(one, base, last, times); err != nil {
+			return fmt.Errorf("record %d of %d: %w", i+1, count, err)
+		}
+	}
+	return nil
+}
+
+// compressed reads the records one by one from the decompressor, and never
+// holds more of them than a batch: a small record batch may unfold to very much.
+func (d *decoder) compressed(codec compress.Compression, payload []byte, base, last, count int64, times timestamps) error {
+	plain, err := decompress(codec, payload)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = plain.Close() }() // a reader in memory
+	in := bufio.NewReaderSize(plain, 32<<10)
+	// Beyond it are the offsets and the framing of the headers.
+	tooLong := int64(d.maxMessage) + 1<<16
+	for i := range count {
+		length, err := binary.ReadVarint(in)
+		if err == nil && length < 0 {
+			err = fmt.Errorf("length %d", length)
+		}
+		var skipped int64
+		var one []byte
+		if err == nil {
+			keep := length
+			if length > tooLong {
+				keep = 32 // as much as attributes, time and offset may take
+			}
+			skipped = length - keep
+			one = d.arena.take(int(keep))
+			if _, err = io.ReadFull(in, one); err == nil && skipped > 0 {
+				_, err = io.CopyN(io.Discard, in, skipped)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("decompress record %d of %d (%v): %w", i+1, count, codec, decompressError(err))
+		}
+		if skipped == 0 {
+			err = d.record(one, base, last, times)
+		} else {
+			f := fields{b: one}
+			f.skip(1)
+			at, offset := times.of(f.varint()), base+f.varint()
+			if err = f.err; err == nil && (offset < base || offset > last) {
+				err = fmt.Errorf("its offset %d is not between %d and %d", offset, base, last)
+			}
+			if err == nil && offset >= d.position {
+				err = d.give(Message{Offset: offset, Time: at, Oversized: length}, 0)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("record %d of %d: %w", i+1, count, err)
+		}
+	}
+	return nil
+}
+
+// record reads one record of version 2, without its length.
+func (d *decoder) record(b []byte, base, last int64, times timestamps) error {
+	f := fields{b: b}
+	f.skip(1) // attributes: none are defined
+	at, offset := times.of(f.varint()), base+f.varint()
+	if f.err == nil && (offset < base || offset > last) {
+		return fmt.Errorf("its offset %d is not between %d and %d", offset, base, last)
+	}
+	if offset < d.position {
+		return f.err
+	}
+	m := Message{Offset: offset, Time: at}
+	m.Key = f.bytes(f.varint())
+	m.Value = f.bytes(f.varint())
+	size := len(m.Key) + len(m.Value)
+	if headers := f.varint(); headers != 0 && f.err == nil {
+		if headers < 0 || headers > int64(len(f.b)/2) {
+			return fmt.Errorf("it claims %d headers in %d bytes", headers, len(f.b))
+		}
+		m.Headers = d.arena.takeHeaders(int(headers))
+		for i := range m.Headers {
+			m.Headers[i].Key = d.arena.word(f.bytes(f.varint()))
+			m.Headers[i].Value = f.bytes(f.varint())
+			size += len(m.Headers[i].Key) + len(m.Headers[i].Value)
+		}
+	}
+	if f.err != nil {
+		return f.err
+	}
+	return d.deliver(m, size)
+}
+
+// deliver replaces a message that is too large.
+func (d *decoder) deliver(m Message, size int) error {
+	if size > d.maxMessage {
+		m, size = Message{Offset: m.Offset, Time: m.Time, Oversized: int64(size)}, 0
+	}
+	return d.give(m, size)
+}
+
+func (d *decoder) give(m Message, size int) error {
+	d.position = m.Offset + 1
+	return d.take(m, size)
+}
+
+// oversized delivers the offsets of a batch that cannot be held in memory.
+func (d *decoder) oversized(base, last, size int64) error {
+	for offset := max(base, d.position); offset <= last; offset++ {
+		if err := d.give(Message{Offset: offset, Oversized: size}, 0); err != nil {
+			return err
+		}
+	}
+	d.position = last + 1
+	return nil
+}
+
+// message reads a message of version 0 or 1.
+func (d *decoder) message(raw []byte) error {
+	offset, at, codec, key, value, err := parseMessage(raw)
+	if err != nil || offset < d.position {
+		return err
+	}
+	if codec == compress.None {
+		if err := d.deliver(Message{Offset: offset, Time: at, Key: key, Value: value}, len(key)+len(value)); err != nil {
+			return err
+		}
+		d.position = offset + 1
+		return nil
+	}
+	set, err := decompressAll(codec, value)
+	if errors.Is(err, errTooLarge) {
+		return d.oversized(offset, offset, int64(len(raw)))
+	}
+	if err != nil {
+		return fmt.Errorf("decompress (%v): %w", codec, err)
+	}
+	// In version 1 the inner offsets are relative, and the outer one is the last.
+	var inner [][]byte
+	final := int64(0)
+	for len(set) >= messageHeader {
+		length := int64(int32(binary.BigEndian.Uint32(set[8:])))
+		if length < messageHeader-12 || 12+length > int64(len(set)) {
+			return fmt.Errorf("message %d of a compressed set has length %d", len(inner)+1, length)
+		}
+		final = int64(binary.BigEndian.Uint64(set))
+		inner = append(inner, set[:12+length])
+		set = set[12+length:]
+	}
+	shift := int64(0)
+	if raw[16] == 1 {
+		shift = offset - final
+	}
+	for _, one := range inner {
+		at, when, codec, key, value, err := parseMessage(one)
+		if err != nil {
+			return err
+		}
+		if codec != compress.None {
+			return errors.New("a compressed message set holds a compressed message")
+		}
+		if at += shift; at > offset {
+			return fmt.Errorf("a compressed set up to offset %d holds offset %d", offset, at)
+		}
+		if at < d.position {
+			continue
+		}
+		if err := d.deliver(Message{Offset: at, Time: when, Key: key, Value: value}, len(key)+len(value)); err != nil {
+			return err
+		}
+	}
+	d.position = offset + 1
+	return nil
+}
+
+func parseMessage(raw []byte) (offset int64, at time.Time, codec compress.Compression, key, value []byte, err error) {
+	be := binary.BigEndian
+	offset = int64(be.Uint64(raw))
+	if found, computed := be.Uint32(raw[12:]), crc32.ChecksumIEEE(raw[16:]); found != computed {
+		return offset, at, 0, nil, nil, fmt.Errorf("the checksum of the message is %08x, and its bytes have %08x: it was damaged in the log or on the way", found, computed)
+	}
+	codec = compress.Compression(raw[17] & attrCodec)
+	f := fields{b: raw[18:]}
+	if raw[16] == 1 {
+		at = time.UnixMilli(int64(f.number(8)))
+	}
+	key = f.bytes(int64(int32(f.number(4))))
+	value = f.bytes(int64(int32(f.number(4))))
+	return offset, at, codec, key, value, f.err
+}
+
+// decompress returns a reader of the plain bytes.
+func decompress(codec compress.Compression, data []byte) (io.ReadCloser, error) {
+	switch codec {
+	case compress.Gzip, compress.Lz4: // their windows are small
+		return codec.Codec().NewReader(bytes.NewReader(data)), nil
+	case compress.Snappy:
+		return io.NopCloser(&snappyReader{data: data}), nil
+	case compress.Zstd:
+		dec, _ := zstdDecoders.Get().(*zstd.Decoder)
+		if dec == nil {
+			var err error
+			if dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow)); err != nil {
+				return nil, err
+			}
+		}
+		return zstdReader{dec}, dec.Reset(bytes.NewReader(data))
+	}
+	return nil, fmt.Errorf("compression codec %d, expected 1 to 4", codec)
+}
+
+var zstdDecoders sync.Pool // of *zstd.Decoder
+
+// A zstdReader gives its decoder back when it is closed.
+type zstdReader struct{ *zstd.Decoder }
+
+func (z zstdReader) Close() error {
+	err := z.Reset(nil) // lets go of the batch
+	zstdDecoders.Put(z.Decoder)
+	return err
+}
+
+func decompressAll(codec compress.Compression, data []byte) ([]byte, error) {
+	in, err := decompress(codec, data)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = in.Close() }() // a reader in memory
+	out, err := io.ReadAll(io.LimitReader(in, batchLimit+1))
+	if err == nil && len(out) > batchLimit {
+		err = errTooLarge
+	}
+	return out, decompressError(err)
+}
+
+// decompressError makes one class of the refusals to take that much memory,
+// and says what an early end is.
+func decompressError(err error) error {
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+		return fmt.Errorf("%w: %w", errTooLarge, err)
+	}
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+var xerialMagic = []byte("\x82SNAPPY\x00")
+
+// A snappyReader reads one block, or the blocks of the framing that Java's
+// clients write. It checks the size that a block claims before it is taken.
+type snappyReader struct {
+	data  []byte
+	begun bool
+	frame bool
+	plain []byte
+	next  []byte // the rest of plain
+}
+
+func (s *snappyReader) Read(p []byte) (int, error) {
+	for len(s.next) == 0 {
+		block, err := s.block()
+		if err != nil {
+			return 0, err
+		}
+		n, err := snappy.DecodedLen(block)
+		if err != nil {
+			return 0, err
+		}
+		if n > batchLimit {
+			return 0, errTooLarge
+		}
+		if s.plain, err = snappy.Decode(s.plain[:cap(s.plain)], block); err != nil {
+			return 0, err
+		}
+		s.next = s.plain
+	}
+	n := copy(p, s.next)
+	s.next = s.next[n:]
+	return n, nil
+}
+
+func (s *snappyReader) block() ([]byte, error) {
+	if !s.begun {
+		s.begun = true
+		if len(s.data) >= 16 && bytes.HasPrefix(s.data, xerialMagic) {
+			s.frame, s.data = true, s.data[16:]
+		}
+	}
+	if len(s.data) == 0 {
+		return nil, io.EOF
+	}
+	block := s.data
+	if s.frame {
+		f := fields{b: s.data}
+		if block = f.bytes(int64(int32(f.number(4)))); f.err != nil {
+			return nil, f.err
+		}
+		s.data = f.b
+		return block, nil
+	}
+	s.data = nil
+	return block, nil
+}
+
+// fields takes values off the front of b.
+type fields struct {
+	b   []byte
+	err error
+}
+
+func (f *fields) varint() int64 {
+	if f.err != nil {
+		return 0
+	}
+	v, n := binary.Varint(f.b)
+	if n <= 0 {
+		f.err = io.ErrUnexpectedEOF
+		return 0
+	}
+	f.b = f.b[n:]
+	return v
+}
+
+func (f *fields) number(n int) uint64 {
+	b := f.bytes(int64(n))
+	if f.err != nil {
+		return 0
+	}
+	v := uint64(0)
+	for _, c := range b {
+		v = v<<8 | uint64(c)
+	}
+	return v
+}
+
+// bytes takes n bytes; -1 means null.
+func (f *fields) bytes(n int64) []byte {
+	if f.err != nil || n == -1 {
+		return nil
+	}
+	if n < 0 || n > int64(len(f.b)) {
+		f.err = fmt.Errorf("a field claims %d bytes of %d", n, len(f.b))
+		return nil
+	}
+	out := f.b[:n:n]
+	f.b = f.b[n:]
+	return out
+}
+
+func (f *fields) skip(n int64) { f.bytes(n) }
+
+// An arena holds what the messages of one batch point into, beside the fetch
+// buffer. A chunk that is full is left to the messages that point into it.
+type arena struct {
+	chunk   []byte
+	headers []Header
+	words   map[string]string // header keys are few
+}
+
+func (a *arena) reset() { a.chunk, a.headers = a.chunk[:0], a.headers[:0] }
+
+func (a *arena) take(n int) []byte {
+	start := len(a.chunk)
+	if cap(a.chunk)-start < n {
+		a.chunk = make([]byte, 0, max(n, min(2*cap(a.chunk), 16<<20), 64<<10))
+		start = 0
+	}
+	a.chunk = a.chunk[:start+n]
+	return a.chunk[start : start+n : start+n]
+}
+
+func (a *arena) takeHeaders(n int) []Header {
+	start := len(a.headers)
+	if cap(a.headers)-start < n {
+		a.headers = make([]Header, 0, max(n, 2*cap(a.headers), 64))
+		start = 0
+	}
+	a.headers = a.headers[:start+n]
+	return a.headers[start : start+n : start+n]
+}
+
+func (a *arena) word(b []byte) string {
+	if w, ok := a.words[string(b)]; ok {
+		return w
+	}
+	if a.words == nil || len(a.words) >= 256 {
+		a.words = make(map[string]string)
+	}
+	w := string(b)
+	a.words[w] = w
+	return w
+}

@@ -1,0 +1,379 @@
+package consumer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/snappy"
+	"github.com/segmentio/kafka-go/compress"
+)
+
+// A testBatch is a record batch of version 2 that a test puts together.
+type testBatch struct {
+	base       int64
+	deltas     []int64 // offset of each record; by default 0, 1, 2, ...
+	last       int64   // last offset delta; by default that of the last record
+	attributes uint16
+	producer   int64
+	first, end int64 // timestamps
+	values     [][]byte
+	key        []byte
+	headers    []Header
+	count      int // claimed; by default the number of values
+}
+
+func (b testBatch) encode(t testing.TB) []byte {
+	t.Helper()
+	var payload []byte
+	last := b.last
+	for i, value := range b.values {
+		delta := int64(i)
+		if b.deltas != nil {
+			delta = b.deltas[i]
+		}
+		last = max(last, delta)
+		bytesOf := func(dst, v []byte) []byte {
+			if v == nil {
+				return binary.AppendVarint(dst, -1)
+			}
+			return append(binary.AppendVarint(dst, int64(len(v))), v...)
+		}
+		one := binary.AppendVarint(binary.AppendVarint([]byte{0}, int64(i)), delta)
+		one = binary.AppendVarint(bytesOf(bytesOf(one, b.key), value), int64(len(b.headers)))
+		for _, h := range b.headers {
+			one = bytesOf(bytesOf(one, []byte(h.Key)), h.Value)
+		}
+		payload = append(binary.AppendVarint(payload, int64(len(one))), one...)
+	}
+	if codec := compress.Compression(b.attributes & attrCodec); codec != compress.None {
+		payload = pack(t, codec, payload)
+	}
+	count := len(b.values)
+	if b.count != 0 {
+		count = b.count
+	}
+	be := binary.BigEndian
+	out := be.AppendUint64(nil, uint64(b.base))
+	out = be.AppendUint32(out, uint32(49+len(payload)))
+	out = be.AppendUint32(out, 0)
+	out = append(out, 2, 0, 0, 0, 0)
+	out = be.AppendUint16(out, b.attributes)
+	out = be.AppendUint32(out, uint32(last))
+	out = be.AppendUint64(out, uint64(b.first))
+	out = be.AppendUint64(out, uint64(b.end))
+	out = be.AppendUint64(out, uint64(b.producer))
+	out = append(out, 0, 0, 0, 0, 0, 0)
+	out = be.AppendUint32(out, uint32(count))
+	return reseal(append(out, payload...))
+}
+
+// reseal computes the checksum anew.
+func reseal(batch []byte) []byte {
+	binary.BigEndian.PutUint32(batch[17:], crc32.Checksum(batch[21:], castagnoli))
+	return batch
+}
+
+func pack(t testing.TB, codec compress.Compression, plain []byte) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := codec.Codec().NewWriter(&buf)
+	if _, err := w.Write(plain); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// collect decodes and copies what is found.
+func collect(position int64, maxMessage int, data []byte, aborted ...abortedTransaction) ([]Message, int64, error) {
+	var all []Message
+	d := &decoder{position: position, maxMessage: maxMessage}
+	d.take = func(m Message, _ int) error {
+		m.Key, m.Value = bytes.Clone(m.Key), bytes.Clone(m.Value)
+		m.Headers = append([]Header(nil), m.Headers...)
+		all = append(all, m)
+		return nil
+	}
+	err := d.decode(data, aborted)
+	return all, d.position, err
+}
+
+func offsets(messages []Message) []int64 {
+	var all []int64
+	for _, m := range messages {
+		all = append(all, m.Offset)
+	}
+	return all
+}
+
+var codecs = []compress.Compression{compress.None, compress.Gzip, compress.Snappy, compress.Lz4, compress.Zstd}
+
+func TestDecodeReadsEveryCodec(t *testing.T) {
+	for _, codec := range codecs {
+		t.Run(codec.String(), func(t *testing.T) {
+			want := [][]byte{[]byte("one"), {}, nil, bytes.Repeat([]byte("long "), 100_000)}
+			batch := testBatch{
+				base: 40, first: 1_700_000_000_000, values: want, key: []byte("key"), attributes: uint16(codec),
+				headers: []Header{{Key: "a", Value: []byte("1")}, {Key: "a", Value: nil}},
+			}
+			got, next, err := collect(40, 1<<20, batch.encode(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if next != 44 || len(got) != 4 {
+				t.Fatalf("%d messages and the next offset %d, want 4 and 44", len(got), next)
+			}
+			for i, m := range got {
+				if m.Offset != 40+int64(i) || !bytes.Equal(m.Value, want[i]) || (m.Value == nil) != (want[i] == nil) || string(m.Key) != "key" || m.Oversized != 0 {
+					t.Errorf("message %d: offset %d, key %q, %d bytes, oversized %d", i, m.Offset, m.Key, len(m.Value), m.Oversized)
+				}
+				if at := time.UnixMilli(1_700_000_000_000 + int64(i)); !m.Time.Equal(at) {
+					t.Errorf("message %d: time %v, want %v", i, m.Time, at)
+				}
+				if !reflect.DeepEqual(m.Headers, batch.headers) {
+					t.Errorf("message %d: headers %v, want %v", i, m.Headers, batch.headers)
+				}
+			}
+		})
+	}
+}
+
+// Java's clients frame snappy; others write one block.
+func TestDecodeReadsSnappyAsOneBlock(t *testing.T) {
+	plain := testBatch{base: 1, values: [][]byte{[]byte("one"), []byte("two")}}.encode(t)
+	batch := append(bytes.Clone(plain[:batchHeader]), snappy.Encode(nil, plain[batchHeader:])...)
+	batch[22] = byte(compress.Snappy)
+	binary.BigEndian.PutUint32(batch[8:], uint32(len(batch)-12))
+	got, _, err := collect(1, 100, reseal(batch))
+	if err != nil || len(got) != 2 || string(got[1].Value) != "two" {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+func TestDecodeLeavesOutWhatIsBeforeThePosition(t *testing.T) {
+	data := testBatch{base: 10, values: make([][]byte, 5)}.encode(t)
+	data = append(data, testBatch{base: 15, values: make([][]byte, 2)}.encode(t)...)
+	for _, c := range []struct {
+		position int64
+		want     []int64
+	}{
+		{0, []int64{10, 11, 12, 13, 14, 15, 16}}, {13, []int64{13, 14, 15, 16}}, {15, []int64{15, 16}}, {17, nil},
+	} {
+		got, next, err := collect(c.position, 10, data)
+		if err != nil || !reflect.DeepEqual(offsets(got), c.want) || next != 17 {
+			t.Errorf("from %d: %v, next %d, %v; want %v and 17", c.position, offsets(got), next, err, c.want)
+		}
+	}
+}
+
+// Compaction leaves holes, and empty batches that hold their place in the log.
+func TestDecodePassesWhatCompactionLeft(t *testing.T) {
+	data := testBatch{base: 10, deltas: []int64{3, 7}, last: 9, values: make([][]byte, 2)}.encode(t)
+	data = append(data, testBatch{base: 20, last: 4}.encode(t)...)
+	got, next, err := collect(10, 10, data)
+	if want := []int64{13, 17}; err != nil || !reflect.DeepEqual(offsets(got), want) || next != 25 {
+		t.Errorf("%v, next %d, %v; want %v and 25", offsets(got), next, err, want)
+	}
+}
+
+func TestDecodeLeavesOutAbortedTransactionsAndMarkers(t *testing.T) {
+	const transactional, control = attrTransactional, attrTransactional | attrControl
+	marker := func(base, producer int64, kind byte) []byte {
+		return testBatch{base: base, attributes: control, producer: producer, key: []byte{0, 0, 0, kind}, values: [][]byte{{0, 0, 0, 0, 0, 0}}}.encode(t)
+	}
+	data := bytes.Join([][]byte{
+		testBatch{base: 0, attributes: transactional, producer: 7, values: make([][]byte, 2)}.encode(t), // aborted
+		testBatch{base: 2, attributes: transactional, producer: 8, values: make([][]byte, 1)}.encode(t), // committed
+		testBatch{base: 3, values: make([][]byte, 1)}.encode(t),                                         // of no transaction
+		marker(4, 7, 0), marker(5, 8, 1),
+		testBatch{base: 6, attributes: transactional, producer: 7, values: make([][]byte, 1)}.encode(t), // committed
+		marker(7, 7, 1),
+		testBatch{base: 8, attributes: transactional, producer: 8, values: make([][]byte, 1)}.encode(t), // aborted
+		marker(9, 8, 0),
+	}, nil)
+	got, next, err := collect(0, 10, data, abortedTransaction{producer: 8, first: 8}, abortedTransaction{producer: 7, first: 0})
+	if want := []int64{2, 3, 6}; err != nil || !reflect.DeepEqual(offsets(got), want) || next != 10 {
+		t.Errorf("%v, next %d, %v; want %v and 10", offsets(got), next, err, want)
+	}
+}
+
+func TestDecodeDeliversTheOffsetOfAnOversizedRecord(t *testing.T) {
+	for _, codec := range codecs {
+		for _, size := range []int{101, 90_000} { // just beyond, and beyond what is read of it
+			t.Run(fmt.Sprint(codec, " ", size), func(t *testing.T) {
+				values := [][]byte{[]byte("before"), make([]byte, size), make([]byte, 100)}
+				got, next, err := collect(5, 100, testBatch{base: 5, attributes: uint16(codec), values: values}.encode(t))
+				if err != nil || len(got) != 3 || next != 8 {
+					t.Fatalf("%d messages, next %d, %v; want 3 and 8", len(got), next, err)
+				}
+				if got[0].Oversized != 0 || got[1].Value != nil || got[1].Oversized < int64(size) || got[1].Offset != 6 || len(got[2].Value) != 100 {
+					t.Errorf("oversized %d, %d, %d at offset %d", got[0].Oversized, got[1].Oversized, got[2].Oversized, got[1].Offset)
+				}
+			})
+		}
+	}
+}
+
+// A small batch that unfolds to very much is read through, and held nowhere.
+func TestDecodeDoesNotHoldACompressionBomb(t *testing.T) {
+	values := [][]byte{make([]byte, 200<<20), []byte("after")}
+	bomb := testBatch{base: 1, attributes: uint16(compress.Zstd), values: values}.encode(t)
+	if len(bomb) > 1<<20 {
+		t.Fatalf("the bomb has %d bytes", len(bomb))
+	}
+	values = nil
+	d := &decoder{position: 1, maxMessage: 1 << 20}
+	var got []int64
+	d.take = func(m Message, _ int) error { got = append(got, m.Oversized); return nil }
+	used := testing.Benchmark(func(b *testing.B) {
+		b.ReportAllocs()
+		got, d.position = nil, 1
+		if err := d.decode(bomb, nil); err != nil {
+			b.Fatal(err)
+		}
+	})
+	if len(got) != 2 || got[0] < 200<<20 || got[1] != 0 {
+		t.Errorf("oversized %v", got)
+	}
+	if used.AllocedBytesPerOp() > 32<<20 {
+		t.Errorf("%d MB taken", used.AllocedBytesPerOp()>>20)
+	}
+}
+
+func TestDecodeLeavesACutBatch(t *testing.T) {
+	whole := testBatch{base: 1, values: make([][]byte, 3)}.encode(t)
+	second := testBatch{base: 4, values: make([][]byte, 3)}.encode(t)
+	for cut := range second {
+		got, next, err := collect(1, 10, append(bytes.Clone(whole), second[:cut]...))
+		if err != nil || len(got) != 3 || next != 4 {
+			t.Fatalf("cut to %d bytes: %d messages, next %d, %v", cut, len(got), next, err)
+		}
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	good := func() []byte { return testBatch{base: 77, values: [][]byte{[]byte("value")}}.encode(t) }
+	change := func(at int, b ...byte) []byte { data := good(); copy(data[at:], b); return data }
+	for name, c := range map[string]struct {
+		data []byte
+		want string
+	}{
+		"a flipped bit":          {change(70, 'X'), "the record batch at offset 77: its checksum is "},
+		"another version":        {change(16, 9), "the record batch at offset 77: version 9, expected 0, 1 or 2"},
+		"a negative length":      {change(8, 0xff, 0xff, 0xff, 0xff), "the record batch at offset 77 has length -1"},
+		"a short batch":          {change(8, 0, 0, 0, 20)[:32], "the record batch at offset 77: 32 bytes, expected at least 61"},
+		"a negative count":       {reseal(change(57, 0xff, 0xff, 0xff, 0xff)), "the record batch at offset 77: it claims offsets up to 77 and -1 records"},
+		"offsets backwards":      {reseal(change(23, 0xff, 0xff, 0xff, 0xff)), "the record batch at offset 77: it claims offsets up to 76 and 1 records"},
+		"too many records":       {testBatch{base: 77, count: math.MaxInt32, values: [][]byte{nil}}.encode(t), "the record batch at offset 77: record 2 of 2147483647: unexpected EOF"},
+		"an offset out of it":    {testBatch{base: 77, deltas: []int64{-2}, values: [][]byte{nil}}.encode(t), "the record batch at offset 77: record 1 of 1: its offset 75 is not between 77 and 77"},
+		"no such codec":          {reseal(change(22, 5)), "the record batch at offset 77: compression codec 5, expected 1 to 4"},
+		"not gzip":               {reseal(change(22, 1)), "the record batch at offset 77: decompress record 1 of 1 (gzip): "},
+		"a value beyond its end": {reseal(change(66, 0x7e)), "the record batch at offset 77: record 1 of 1: a field claims 63 bytes of 6"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, _, err := collect(0, 100, c.data)
+			if err == nil || !strings.HasPrefix(err.Error(), c.want) || len(got) > 1 {
+				t.Errorf("%d messages, error %v\nwant %s", len(got), err, c.want)
+			}
+		})
+	}
+}
+
+// legacy encodes a message of version 0 or 1.
+func legacy(version byte, offset, timestamp int64, codec compress.Compression, key, value []byte) []byte {
+	be := binary.BigEndian
+	body := []byte{version, byte(codec)}
+	if version == 1 {
+		body = be.AppendUint64(body, uint64(timestamp))
+	}
+	for _, b := range [][]byte{key, value} {
+		if b == nil {
+			body = be.AppendUint32(body, math.MaxUint32)
+			continue
+		}
+		body = append(be.AppendUint32(body, uint32(len(b))), b...)
+	}
+	out := be.AppendUint64(nil, uint64(offset))
+	out = be.AppendUint32(out, uint32(len(body)+4))
+	return append(be.AppendUint32(out, crc32.ChecksumIEEE(body)), body...)
+}
+
+func TestDecodeReadsMessageSets(t *testing.T) {
+	for _, codec := range []compress.Compression{compress.None, compress.Gzip, compress.Snappy} {
+		for _, version := range []byte{0, 1} {
+			t.Run(fmt.Sprint(codec, " version ", version), func(t *testing.T) {
+				var data []byte
+				if codec == compress.None {
+					data = append(legacy(version, 8, 5000, 0, []byte("k"), []byte("one")), legacy(version, 9, 5000, 0, nil, []byte("two"))...)
+				} else {
+					first := int64(8)
+					if version == 1 {
+						first = 0 // relative to the wrapper, which has the last offset
+					}
+					inner := append(legacy(version, first, 5000, 0, []byte("k"), []byte("one")), legacy(version, first+1, 5000, 0, nil, []byte("two"))...)
+					data = legacy(version, 9, 5000, codec, nil, pack(t, codec, inner))
+				}
+				got, next, err := collect(8, 100, data)
+				if err != nil || !reflect.DeepEqual(offsets(got), []int64{8, 9}) || next != 10 {
+					t.Fatalf("offsets %v, next %d, %v; want [8 9] and 10", offsets(got), next, err)
+				}
+				if string(got[0].Key) != "k" || string(got[0].Value) != "one" || got[1].Key != nil || string(got[1].Value) != "two" {
+					t.Errorf("%q %q, %q %q", got[0].Key, got[0].Value, got[1].Key, got[1].Value)
+				}
+				if version == 1 && !got[1].Time.Equal(time.UnixMilli(5000)) {
+					t.Errorf("time %v", got[1].Time)
+				}
+				if got, _, err := collect(9, 100, data); err != nil || len(got) != 1 || got[0].Offset != 9 {
+					t.Errorf("from offset 9: %v, %v", got, err)
+				}
+				data[len(data)-1] ^= 1
+				if _, _, err := collect(8, 100, data); err == nil || !strings.Contains(err.Error(), "damaged") {
+					t.Errorf("with a flipped bit: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// Nothing that a log may hold ends the process or delivers an offset twice.
+func FuzzDecode(f *testing.F) {
+	for _, codec := range codecs {
+		f.Add(testBatch{base: 3, attributes: uint16(codec), key: []byte("k"), values: [][]byte{[]byte("one"), nil}, headers: []Header{{Key: "h"}}}.encode(f), int64(0))
+	}
+	f.Add(legacy(1, 9, 0, compress.Gzip, nil, pack(f, compress.Gzip, legacy(1, 0, 0, 0, nil, []byte("one")))), int64(0))
+	f.Fuzz(func(t *testing.T, data []byte, position int64) {
+		// A fuzzer does not hit a checksum: seal what has the shape of a batch.
+		if len(data) > batchHeader && data[16] == 2 {
+			reseal(data)
+		} else if len(data) > messageHeader {
+			binary.BigEndian.PutUint32(data[12:], crc32.ChecksumIEEE(data[16:]))
+		}
+		d := &decoder{position: position, maxMessage: 1 << 10}
+		last, n := int64(math.MinInt64), 0
+		stop := errors.New("enough")
+		d.take = func(m Message, _ int) error {
+			if m.Offset < last {
+				t.Fatalf("offset %d after %d", m.Offset, last)
+			}
+			if len(m.Key)+len(m.Value) > 1<<10 {
+				t.Fatalf("%d bytes, and at most %d were allowed", len(m.Key)+len(m.Value), 1<<10)
+			}
+			if last = m.Offset; n > 10_000 {
+				return stop
+			}
+			n++
+			return nil
+		}
+		_ = d.decode(data, nil)
+	})
+}
