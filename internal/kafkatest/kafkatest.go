@@ -28,6 +28,7 @@ type Broker struct {
 
 	t      testing.TB
 	dir    string
+	fake   []kfake.Opt // to start the embedded broker again
 	client *kgo.Client
 	admin  *kadm.Client
 }
@@ -49,15 +50,15 @@ func Start(t testing.TB, options ...kfake.Opt) *Broker {
 	b := &Broker{t: t}
 	if Real() && len(options) == 0 {
 		b.dir = t.TempDir()
-		b.Address = b.script("start", b.dir, strconv.Itoa(freePorts(t)))
+		b.Address = b.script("start", b.dir, strconv.Itoa(freePorts(t)), "group.min.session.timeout.ms=1000")
 		t.Cleanup(func() { b.script("kill", b.dir) })
 	} else {
-		cluster, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, options...)...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(cluster.Close)
-		b.Cluster, b.Address = cluster, cluster.ListenAddrs()[0]
+		b.fake = append([]kfake.Opt{
+			kfake.NumBrokers(1), kfake.Ports(freePorts(t)), kfake.DataDir(filepath.Join(t.TempDir(), "kfake")), kfake.SyncWrites(),
+			kfake.GroupMinSessionTimeout(time.Second),
+		}, options...)
+		b.startFake()
+		t.Cleanup(func() { b.Cluster.Close() })
 	}
 	if len(options) == 0 {
 		b.Connect()
@@ -94,11 +95,41 @@ func (b *Broker) script(args ...string) string {
 	return strings.TrimSpace(out.String())
 }
 
-// Kill ends a real broker with SIGKILL; Restart starts it again on its data.
-func (b *Broker) Kill() { b.t.Helper(); b.script("kill", b.dir) }
+// Kill ends the broker, a real one with SIGKILL. What it acknowledged stays.
+func (b *Broker) Kill() {
+	b.t.Helper()
+	if b.Cluster != nil {
+		b.Cluster.Close()
+		return
+	}
+	b.script("kill", b.dir)
+}
 
-// Restart starts a killed broker again.
-func (b *Broker) Restart() { b.t.Helper(); b.script("start", b.dir) }
+// Restart starts a killed broker again, on its data and its address.
+func (b *Broker) Restart() {
+	b.t.Helper()
+	if b.Cluster != nil {
+		b.startFake()
+		return
+	}
+	b.script("start", b.dir)
+}
+
+func (b *Broker) startFake() {
+	b.t.Helper()
+	var err error
+	for range 50 { // the address of the one before may linger
+		if b.Cluster, err = kfake.NewCluster(b.fake...); err == nil {
+			b.Address = b.Cluster.ListenAddrs()[0]
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	b.t.Fatalf("start the embedded broker: %v", err)
+}
+
+// Client returns the client that the other methods use.
+func (b *Broker) Client() *kgo.Client { return b.client }
 
 // freePorts returns the first of two free neighbouring ports.
 func freePorts(t testing.TB) int {
@@ -137,6 +168,17 @@ func (b *Broker) CreateTopic(name string, partitions int, settings ...string) {
 	if err != nil {
 		b.t.Fatalf("create topic %s: %v", name, err)
 	}
+	// A real broker answers before its metadata has the topic.
+	Eventually(b.t, 30*time.Second, func() error {
+		ends, err := b.admin.ListEndOffsets(ctx, name)
+		if err == nil {
+			err = ends.Error()
+		}
+		if err == nil && len(ends[name]) != partitions {
+			err = fmt.Errorf("topic %s has %d of %d partitions", name, len(ends[name]), partitions)
+		}
+		return err
+	})
 }
 
 // Admin returns the administrative client.
@@ -152,12 +194,13 @@ func (b *Broker) Produce(records ...*kgo.Record) {
 	}
 }
 
-// ReadAll returns what a topic holds now, partition by partition.
+// ReadAll returns what a topic holds now, partition by partition, as a reader
+// of committed transactions sees it.
 func (b *Broker) ReadAll(topic string) []*kgo.Record {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	ends, err := b.admin.ListEndOffsets(ctx, topic)
+	ends, err := b.admin.ListCommittedOffsets(ctx, topic)
 	if err != nil {
 		b.t.Fatalf("list offsets of %s: %v", topic, err)
 	}
@@ -165,24 +208,36 @@ func (b *Broker) ReadAll(topic string) []*kgo.Record {
 	if err != nil {
 		b.t.Fatalf("list offsets of %s: %v", topic, err)
 	}
-	from, missing := make(map[int32]kgo.Offset), int64(0)
+	from, missing := make(map[int32]kgo.Offset), make(map[int32]int64) // where each partition ends
 	ends.Each(func(o kadm.ListedOffset) {
 		start, _ := starts.Lookup(topic, o.Partition)
-		from[o.Partition] = kgo.NewOffset().At(start.Offset)
-		missing += o.Offset - start.Offset
+		if o.Offset > start.Offset {
+			from[o.Partition], missing[o.Partition] = kgo.NewOffset().At(start.Offset), o.Offset
+		}
 	})
-	client, err := kgo.NewClient(append(b.client.Opts(), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from}))...)
+	if len(missing) == 0 {
+		return nil
+	}
+	client, err := kgo.NewClient(append(b.client.Opts(), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from}),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())...)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	defer client.Close()
 	var all []*kgo.Record
-	for int64(len(all)) < missing {
+	for len(missing) > 0 {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err(); err != nil {
-			b.t.Fatalf("read %s: %v (%d of %d records)", topic, err, len(all), missing)
+			b.t.Fatalf("read %s: %v (%d records; the ends %v were not reached)", topic, err, len(all), missing)
 		}
-		all = append(all, fetches.Records()...)
+		fetches.EachRecord(func(r *kgo.Record) {
+			if end, ok := missing[r.Partition]; ok && r.Offset+1 >= end {
+				delete(missing, r.Partition)
+			}
+			if !r.Attrs.IsControl() {
+				all = append(all, r)
+			}
+		})
 	}
 	return all
 }
