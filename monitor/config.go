@@ -43,6 +43,9 @@ type InputConfig struct {
 	SegmentHeader   string      `yaml:"segment_header"`
 	MaxMessageBytes int         `yaml:"max_message_bytes"`
 	Batch           BatchConfig `yaml:"batch"`
+	// SessionTimeout is how long the group waits for a member that died before
+	// the others get its partitions.
+	SessionTimeout time.Duration `yaml:"session_timeout"`
 	// StallTimeout is how long records may wait without progress before
 	// /-/healthy fails.
 	StallTimeout time.Duration `yaml:"stall_timeout"`
@@ -103,6 +106,7 @@ func DefaultConfig() *Config {
 			SegmentHeader:   "segment",
 			MaxMessageBytes: 16 << 20,
 			Batch:           BatchConfig{MaxRecords: 4096, MaxBytes: 8 << 20, MaxWait: 100 * time.Millisecond},
+			SessionTimeout:  30 * time.Second,
 			StallTimeout:    2 * time.Minute,
 		},
 		Output:   OutputConfig{Format: "json", When: "all"},
@@ -190,6 +194,7 @@ func (c *Config) Validate() error {
 	require(in.Batch.MaxRecords > 0, "input.batch.max_records: %d must be positive", in.Batch.MaxRecords)
 	require(in.Batch.MaxBytes > 0, "input.batch.max_bytes: %d must be positive", in.Batch.MaxBytes)
 	require(in.Batch.MaxWait > 0, "input.batch.max_wait: %v must be positive", in.Batch.MaxWait)
+	require(in.SessionTimeout > 0, "input.session_timeout: %v must be positive", in.SessionTimeout)
 	require(in.StallTimeout > 0, "input.stall_timeout: %v must be positive", in.StallTimeout)
 	require(c.Output.Topic != "", "output.topic: must not be empty")
 	oneOf("output.format", c.Output.Format, "json", "arrow")

@@ -190,6 +190,6 @@ func newConsumer(cfg *Config, conn *kafkaconn.Client, newHandler func(int) consu
 	return consumer.New(consumer.Config{
 		Topic: cfg.Input.Topic, Group: cfg.Input.Group, Start: cfg.Input.Start, OutOfRange: cfg.Input.OutOfRange,
 		MaxRecords: cfg.Input.Batch.MaxRecords, MaxBytes: cfg.Input.Batch.MaxBytes, MaxWait: cfg.Input.Batch.MaxWait,
-		MaxMessageBytes: cfg.Input.MaxMessageBytes, DrainTimeout: cfg.Shutdown.DrainTimeout,
+		MaxMessageBytes: cfg.Input.MaxMessageBytes, SessionTimeout: cfg.Input.SessionTimeout, DrainTimeout: cfg.Shutdown.DrainTimeout,
 	}, conn, newHandler, reg, log)
 }

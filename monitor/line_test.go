@@ -282,7 +282,9 @@ func TestLine(t *testing.T) {
 		}
 		return b
 	}
-	with := func(kind string) []kgo.RecordHeader { return []kgo.RecordHeader{{Key: "content-type", Value: []byte(kind)}} }
+	with := func(kind string) []kgo.RecordHeader {
+		return []kgo.RecordHeader{{Key: "content-type", Value: []byte(kind)}}
+	}
 	stream := arrowStream(t, x(0), nan, x(3))
 	torn := slices.Clone(stream)
 	torn[60] ^= 0xff
