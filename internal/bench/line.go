@@ -21,6 +21,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -291,6 +292,9 @@ func drain(ctx context.Context, opts LineOptions, cfg *monitor.Config, path stri
 		}
 		got.elapsed = status.LastRecord.Sub(begun)
 	}
+	if got.peak, err = peakMemory(child.Process.Pid); err != nil {
+		return got, err
+	}
 	if err := child.Process.Signal(syscall.SIGTERM); err != nil {
 		return got, fmt.Errorf("stop oodmon run: %w", err)
 	}
@@ -298,12 +302,30 @@ func drain(ctx context.Context, opts LineOptions, cfg *monitor.Config, path stri
 		return got, fmt.Errorf("oodmon run: %w\n%s", err, stderr.String())
 	}
 	got.cpu = child.ProcessState.UserTime() + child.ProcessState.SystemTime()
-	usage := child.ProcessState.SysUsage().(*syscall.Rusage)
-	got.peak = usage.Maxrss
-	if runtime.GOOS != "darwin" { // there it is in bytes, elsewhere in KiB
-		got.peak <<= 10
-	}
 	return got, nil
+}
+
+// peakMemory returns the largest resident set of a process so far, or 0 where
+// there is no /proc. The kernel's rusage will not do: it starts from the
+// parent's, which holds the embedded broker.
+func peakMemory(pid int) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read peak memory: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if kib, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(kib), "kB")), 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read peak memory: %w", err)
+			}
+			return n << 10, nil
+		}
+	}
+	return 0, nil
 }
 
 func freePort() (string, error) {

@@ -39,11 +39,13 @@ func (t *table) interval() time.Duration {
 
 func (t *table) show(s monitor.Status, l *ledger) {
 	now := time.Now()
-	if !t.at.IsZero() {
-		rate := float64(s.Records-t.before.Records) / now.Sub(t.at).Seconds()
-		t.rate = rate + .7*(t.rate-rate)
+	if t.at.IsZero() {
+		t.at = t.start
 	}
-	t.before, t.at = s, now
+	if since := now.Sub(t.at); since >= time.Second {
+		t.rate = float64(s.Records-t.before.Records) / since.Seconds()
+		t.before, t.at = s, now
+	}
 
 	oodSince, noticed, tooSoon, delay := l.moment()
 	news := fmt.Sprintf("unknown digits arrive in %v", max(0, t.calm-now.Sub(t.start)).Round(time.Second))
