@@ -28,7 +28,8 @@ type Status struct {
 	Lag           int64     `json:"lag"`
 	LastRecord    time.Time `json:"last_record,omitzero"`
 	// ScoreHistogram counts the scores by the model in service in bins of
-	// ScoreBinWidth from 0; the last bin also holds what is beyond.
+	// ScoreBinWidth from 0 to one and a half times the threshold; the last bin
+	// also holds what is beyond.
 	ScoreHistogram []int64       `json:"score_histogram"`
 	ScoreBinWidth  float64       `json:"score_bin_width"`
 	Classes        []ClassStatus `json:"classes"`
@@ -66,7 +67,7 @@ func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, deadLettered 
 	defer t.mu.Unlock()
 	if t.version != l.model.Version {
 		t.version = l.model.Version
-		t.binWidth = l.scorer.MaxScore() / statusBins
+		t.binWidth = max(math.SmallestNonzeroFloat32, 1.5*float64(l.scorer.Threshold())/statusBins)
 		t.histogram = [statusBins]int64{}
 		t.classes = make([]int64, len(l.model.Classes))
 	}

@@ -45,10 +45,6 @@ func (s *Scorer) Model() *model.Model { return s.model }
 // Threshold returns the score above which a record is out of distribution.
 func (s *Scorer) Threshold() float32 { return s.threshold }
 
-// MaxScore returns the largest score there can be: two unit vectors are at
-// most 2 apart.
-func (s *Scorer) MaxScore() float64 { return 2 * float64(s.scale) }
-
 // Scores are the answers for n records. Its slices are reused by the next call
 // that is given it.
 type Scores struct {

@@ -12,7 +12,7 @@ import (
 const (
 	redrawEvery = 250 * time.Millisecond // on a terminal
 	lineEvery   = 4 * time.Second        // in a log
-	histogram   = 16                     // rows
+	histogram   = 12                     // rows: the threshold is between two
 	barWidth    = 44
 )
 
@@ -78,7 +78,7 @@ func (t *table) show(s monitor.Status, l *ledger) {
 			bar = 1
 		}
 		mark := " "
-		if float64(i)*width >= s.Threshold {
+		if float64(i)*width >= s.Threshold*(1-1e-9) {
 			mark = "!"
 		}
 		fmt.Fprintf(&text, "%7.3f %s %-*s %d\n", float64(i)*width, mark, barWidth, strings.Repeat("█", bar), n)
