@@ -20,7 +20,9 @@ const (
 	heartbeatInterval     = 3 * time.Second
 	watchInterval         = 5 * time.Second
 	joinBackoff           = time.Second
-	leaveTimeout          = 5 * time.Second
+	groupTimeout          = 5 * time.Second        // of a call to the coordinator
+	commitInterval        = 200 * time.Millisecond // in a backlog
+	grace                 = time.Second            // for a handler whose context is done
 	firstPause, lastPause = 100 * time.Millisecond, 10 * time.Second
 )
 
@@ -71,12 +73,21 @@ func New(cfg Config, conn *kafkaconn.Client, newHandler func(partition int) Hand
 func (c *Consumer) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	// kafka-go's calls to the coordinator may outlast any patience; their
+	// connections don't outlast the drain.
+	connected, disconnect := context.WithCancel(context.WithoutCancel(ctx))
+	defer disconnect()
+	overdue := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		time.AfterFunc(c.cfg.DrainTimeout, disconnect)
+		time.AfterFunc(c.cfg.DrainTimeout+grace, func() { close(overdue) })
+	})()
 	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
-		ID: c.cfg.Group, Brokers: c.conn.Brokers, Dialer: c.conn.Dialer, Topics: []string{c.cfg.Topic},
+		ID: c.cfg.Group, Brokers: c.conn.Brokers, Dialer: c.conn.DialerUntil(connected), Topics: []string{c.cfg.Topic},
 		GroupBalancers:    []kafka.GroupBalancer{kafka.RangeGroupBalancer{}},
 		HeartbeatInterval: min(heartbeatInterval, c.cfg.SessionTimeout/3), SessionTimeout: c.cfg.SessionTimeout,
 		RebalanceTimeout: max(c.cfg.SessionTimeout, 2*c.cfg.DrainTimeout), JoinGroupBackoff: joinBackoff,
-		WatchPartitionChanges: true, PartitionWatchInterval: watchInterval, Timeout: 10 * time.Second,
+		WatchPartitionChanges: true, PartitionWatchInterval: watchInterval, Timeout: groupTimeout,
 	})
 	if err != nil {
 		return fmt.Errorf("consumer group %s: %w", c.cfg.Group, err)
@@ -91,36 +102,40 @@ func (c *Consumer) Run(ctx context.Context) error {
 			c.log.Warn("consumer group not joined; trying again", "group", c.cfg.Group, "error", err)
 			continue
 		}
-		c.serve(ctx, generation, stop)
+		c.serve(ctx, overdue, generation, stop)
 	}
-	if err := c.leave(group); err != nil {
-		c.log.Warn("consumer group not left in time; its partitions move after the session timeout", "group", c.cfg.Group, "error", err)
-	}
+	err = c.leave(connected, overdue, group)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.fatal
+	return errors.Join(c.fatal, err)
 }
 
-// leave closes the group. kafka-go's Close may hang on a dead connection.
-func (c *Consumer) leave(group *kafka.ConsumerGroup) error {
+// leave closes the group, which waits for the workers.
+func (c *Consumer) leave(connected context.Context, overdue <-chan struct{}, group *kafka.ConsumerGroup) error {
 	closed := make(chan error, 1)
 	go func() { closed <- group.Close() }()
 	select {
 	case err := <-closed:
+		if connected.Err() != nil {
+			c.log.Warn("consumer group not left in time; its partitions move after the session timeout", "group", c.cfg.Group)
+		}
 		return err
-	case <-time.After(leaveTimeout):
-		return fmt.Errorf("no answer within %v", leaveTimeout)
+	case <-overdue:
+		return fmt.Errorf("leave consumer group %s: a handler did not return within %v after its context was done", c.cfg.Group, grace)
 	}
 }
 
 // serve runs a worker for each assigned partition until the generation ends, or
 // until ctx is done and every worker has drained.
-func (c *Consumer) serve(ctx context.Context, generation *kafka.Generation, stop context.CancelCauseFunc) {
+func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generation *kafka.Generation, stop context.CancelCauseFunc) {
 	assigned := generation.Assignments[c.cfg.Topic]
 	c.metrics.rebalances.Inc()
 	c.metrics.assigned.Set(float64(len(assigned)))
 	c.setMember(true)
 	c.log.Info("partitions assigned", "topic", c.cfg.Topic, "group", c.cfg.Group, "generation", generation.ID, "partitions", len(assigned))
+	if err := c.count(ctx); err != nil {
+		c.log.Warn("the topic's partitions could not be counted; one that is added now begins at input.start", "topic", c.cfg.Topic, "error", err)
+	}
 	ended := make(chan struct{})
 	generation.Start(func(g context.Context) {
 		<-g.Done()
@@ -148,9 +163,34 @@ func (c *Consumer) serve(ctx context.Context, generation *kafka.Generation, stop
 	case <-ended:
 	case <-ctx.Done():
 	}
-	workers.Wait()
+	drained := make(chan struct{})
+	go func() {
+		workers.Wait()
+		close(drained)
+	}()
+	select {
+	case <-drained:
+	case <-overdue:
+	}
 	c.setMember(false)
 	c.metrics.assigned.Set(0)
+}
+
+// count remembers how many partitions the topic had at first: those that come
+// later are read from their beginning, which nobody can have read.
+func (c *Consumer) count(ctx context.Context) error {
+	if c.known > 0 {
+		return nil
+	}
+	meta, err := c.conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.cfg.Topic}})
+	if err != nil {
+		return fmt.Errorf("read metadata of %s: %w", c.cfg.Topic, err)
+	}
+	if len(meta.Topics) != 1 || len(meta.Topics[0].Partitions) == 0 {
+		return fmt.Errorf("read metadata of %s: %w", c.cfg.Topic, kafka.UnknownTopicOrPartition)
+	}
+	c.known = len(meta.Topics[0].Partitions)
+	return nil
 }
 
 func (c *Consumer) setMember(member bool) {
@@ -161,82 +201,103 @@ func (c *Consumer) setMember(member bool) {
 	}
 }
 
+// A worker reads one partition during one generation of the group.
+type worker struct {
+	*Consumer
+	reader
+	generation *kafka.Generation
+	progress   *progress
+	log        *slog.Logger
+	lag, at    prometheus.Gauge
+
+	running   context.Context // until the consumer ends, or the partition is taken away
+	draining  context.Context // a while longer: for the batch in hand
+	handled   int64           // everything before is acknowledged
+	committed int64
+	when      time.Time // of the last commit
+}
+
 // work reads one partition until ctx or the generation g is done. The error is
 // one that ends the consumer.
 func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a kafka.PartitionAssignment) error {
-	log := c.log.With("topic", c.cfg.Topic, "partition", a.ID)
 	running, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(g, func() { cancel(context.Cause(g)) })()
-	// The batch in hand may still be finished for a while.
 	draining, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abandon(nil)
 	defer context.AfterFunc(running, func() {
-		time.AfterFunc(c.cfg.DrainTimeout, func() { abandon(errors.New("the drain timeout is over")) })
+		// The rest of the time is for the commit, and for leaving the group.
+		time.AfterFunc(c.cfg.DrainTimeout*4/5, func() { abandon(errors.New("the drain timeout is over")) })
 	})()
-
-	r := &reader{
-		conn: c.conn, topic: c.cfg.Topic, partition: a.ID, position: a.Offset,
-		maxRecords: c.cfg.MaxRecords, maxBytes: c.cfg.MaxBytes, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
+	label := strconv.Itoa(a.ID)
+	w := &worker{
+		Consumer: c, generation: generation, progress: c.enter(a.ID),
+		log: c.log.With("topic", c.cfg.Topic, "partition", a.ID),
+		lag: c.metrics.lag.WithLabelValues(label), at: c.metrics.committed.WithLabelValues(label),
+		running: running, draining: draining, handled: a.Offset, committed: a.Offset,
+		reader: reader{
+			conn: c.conn, topic: c.cfg.Topic, partition: a.ID, position: a.Offset,
+			maxRecords: c.cfg.MaxRecords, maxBytes: c.cfg.MaxBytes, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
+		},
 	}
-	p := c.enter(a.ID)
 	defer c.exit(a.ID)
-	retry := backoff{}
-	for a.Offset < 0 { // nothing is committed
-		err := c.begin(running, r)
+	err := w.run(c.newHandler(a.ID))
+	// What was handled is committed, even when the partition has been taken
+	// away: the group refuses it where another member has it already.
+	_ = w.commit() // logged, and what was handled comes again
+	return err
+}
+
+func (w *worker) run(handler Handler) error {
+	var retry backoff
+	for w.position < 0 { // nothing is committed
+		err := w.start()
 		if err == nil {
 			break
 		}
-		if c.failed(p, log, opFetch, err); retry.wait(running) != nil {
+		if w.failed(opFetch, err); retry.wait(w.running) != nil {
 			return nil
 		}
 	}
 	retry = backoff{}
-	handler := c.newHandler(a.ID)
-	lag := c.metrics.lag.WithLabelValues(strconv.Itoa(a.ID))
-	committed := func(offset int64) { c.metrics.committed.WithLabelValues(strconv.Itoa(a.ID)).Set(float64(offset)) }
-	if a.Offset >= 0 {
-		committed(a.Offset)
-	}
-	for running.Err() == nil {
-		err := r.fetch(running, func(b *Batch, next int64) error {
+	for w.running.Err() == nil {
+		err := w.fetch(w.running, func(b *Batch, next int64) error {
+			w.waiting(w.progress, w.position, w.end)
+			w.lag.Set(float64(max(0, w.end-w.position)))
 			if len(b.Messages) > 0 {
-				// While the handler waits for the brokers, these records wait.
-				c.waiting(p, b.Messages[0].Offset, r.end)
-				lag.Set(float64(r.end - b.Messages[0].Offset))
-				if err := c.handle(running, draining, p, handler, b, log); err != nil {
+				if err := w.handle(handler, b); err != nil {
+					return err
+				}
+				w.received(b)
+			}
+			w.handled = next
+			// A commit takes the coordinator a few milliseconds: in a backlog
+			// one stands for several batches.
+			if next >= w.end || time.Since(w.when) >= commitInterval {
+				if err := w.commit(); err != nil {
 					return err
 				}
 			}
-			if err := generation.CommitOffsets(map[string]map[int]int64{c.cfg.Topic: {a.ID: next}}); err != nil {
-				c.metrics.errors.WithLabelValues(opCommit).Inc()
-				// What was handled comes again, to whoever has the partition then.
-				return fmt.Errorf("commit %s[%d] at offset %d: %w", c.cfg.Topic, a.ID, next, err)
-			}
-			c.count(b)
-			committed(next)
-			c.moved(p, next, r.end)
-			lag.Set(float64(max(0, r.end-next)))
-			return running.Err() // what was fetched beyond is left to the next owner
+			w.moved(w.progress, next, w.end)
+			w.lag.Set(float64(max(0, w.end-next)))
+			return w.running.Err() // what was fetched beyond is left to the next owner
 		})
 		switch {
+		case w.running.Err() != nil:
+			return nil
 		case err == nil:
 			retry = backoff{}
-			c.moved(p, r.position, r.end)
-			lag.Set(float64(max(0, r.end-r.position)))
-		case running.Err() != nil:
-			return nil
+			w.moved(w.progress, w.position, w.end)
+			w.lag.Set(float64(max(0, w.end-w.position)))
+			continue
 		case errors.Is(err, kafka.OffsetOutOfRange):
-			if err := c.reset(running, r, log); err != nil {
-				if errors.Is(err, errOutOfRange) {
-					return err
-				}
-				c.failed(p, log, opFetch, err)
-				_ = retry.wait(running)
+			if err = w.reset(); errors.Is(err, errOutOfRange) {
+				return err
 			}
-		default:
-			c.failed(p, log, opFetch, err)
-			_ = retry.wait(running)
+		}
+		if err != nil {
+			w.failed(opFetch, err)
+			_ = retry.wait(w.running) // the loop asks why it ended
 		}
 	}
 	return nil
@@ -244,71 +305,84 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a 
 
 // handle hands a batch over until it is acknowledged, or until the partition is
 // no longer ours and the time to drain is over.
-func (c *Consumer) handle(running, draining context.Context, p *progress, handler Handler, b *Batch, log *slog.Logger) error {
-	retry := backoff{}
+func (w *worker) handle(handler Handler, b *Batch) error {
+	var retry backoff
 	for {
-		err := handler.Handle(draining, b)
+		err := handler.Handle(w.draining, b)
 		if err == nil {
 			return nil
 		}
-		c.failed(p, log, opHandle, err)
-		if running.Err() != nil || draining.Err() != nil {
+		w.failed(opHandle, fmt.Errorf("handle %s[%d] from offset %d: %w", b.Topic, b.Partition, b.Messages[0].Offset, err))
+		if retry.wait(w.running) != nil {
 			return err // not committed: it comes again
-		}
-		if retry.wait(running) != nil {
-			return err
 		}
 	}
 }
 
-// begin finds where a partition starts for which nothing is committed.
-func (c *Consumer) begin(ctx context.Context, r *reader) error {
-	meta, err := c.conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.cfg.Topic}})
-	if err != nil {
-		return fmt.Errorf("read metadata of %s: %w", c.cfg.Topic, err)
+// commit commits what was handled. It tries again until the group has it, or
+// the partition has been taken away: a member that the group has given up is
+// refused, and learns of it with its next heartbeat.
+func (w *worker) commit() error {
+	var retry backoff
+	for w.handled != w.committed {
+		err := w.generation.CommitOffsets(map[string]map[int]int64{w.topic: {w.partition: w.handled}})
+		w.when = time.Now()
+		if err == nil {
+			w.committed = w.handled
+			w.at.Set(float64(w.handled))
+			return nil
+		}
+		err = fmt.Errorf("commit %s[%d] at offset %d: %w", w.topic, w.partition, w.handled, err)
+		w.failed(opCommit, err)
+		if retry.wait(w.running) != nil {
+			return err
+		}
 	}
-	if len(meta.Topics) != 1 || meta.Topics[0].Error != nil {
-		return fmt.Errorf("read metadata of %s: %w", c.cfg.Topic, errors.Join(kafka.UnknownTopicOrPartition))
-	}
-	c.mu.Lock()
-	if c.known == 0 {
-		c.known = len(meta.Topics[0].Partitions)
-	}
-	added := r.partition >= c.known // while we ran: nobody has read its beginning
-	c.mu.Unlock()
-	first, end, err := r.offsets(ctx)
+	return nil
+}
+
+// start finds where a partition starts for which nothing is committed, and
+// commits that: `latest` means the end as it is now, not after a restart.
+func (w *worker) start() error {
+	first, end, err := w.offsets(w.running)
 	if err != nil {
 		return err
 	}
-	if r.position = end; c.cfg.Start == "earliest" || added {
-		r.position = first
+	begin := end
+	if w.cfg.Start == "earliest" || w.known > 0 && w.partition >= w.known {
+		begin = first
 	}
+	w.handled = begin
+	if err := w.commit(); err != nil {
+		return err
+	}
+	w.position = begin
 	return nil
 }
 
 var errOutOfRange = errors.New("the offset is out of range, and the policy is to fail")
 
 // reset follows the policy for an offset that the log does not hold.
-func (c *Consumer) reset(ctx context.Context, r *reader, log *slog.Logger) error {
-	first, end, err := r.offsets(ctx)
+func (w *worker) reset() error {
+	first, end, err := w.offsets(w.running)
 	if err != nil {
 		return err
 	}
-	if r.position >= first && r.position <= end {
+	if w.position >= first && w.position <= end {
 		return nil // it has come into range meanwhile
 	}
-	if c.cfg.OutOfRange == "fail" {
-		return fmt.Errorf("%s[%d]: offset %d, but the log holds %d to %d: %w", r.topic, r.partition, r.position, first, end, errOutOfRange)
+	if w.cfg.OutOfRange == "fail" {
+		return fmt.Errorf("%s[%d]: offset %d, but the log holds %d to %d: %w", w.topic, w.partition, w.position, first, end, errOutOfRange)
 	}
 	next := first
-	if c.cfg.OutOfRange == "latest" {
+	if w.cfg.OutOfRange == "latest" {
 		next = end
 	}
-	lost := max(0, first-r.position)
-	c.metrics.gap.Add(float64(lost))
-	log.Error("the log does not hold the offset; going on elsewhere", "offset", r.position, "log_start", first, "log_end", end, "going_on_at", next, "records_lost_to_retention", lost)
-	r.position = next
-	return nil
+	lost := max(0, first-w.position)
+	w.metrics.gap.Add(float64(lost))
+	w.log.Error("the log does not hold the offset; going on elsewhere", "offset", w.position, "log_start", first, "log_end", end, "going_on_at", next, "records_lost_to_retention", lost)
+	w.position, w.handled = next, next
+	return w.commit()
 }
 
 func (c *Consumer) enter(partition int) *progress {
@@ -343,15 +417,16 @@ func (c *Consumer) moved(p *progress, position, end int64) {
 	p.position, p.end, p.err = position, end, nil
 }
 
-func (c *Consumer) failed(p *progress, log *slog.Logger, operation string, err error) {
-	c.metrics.errors.WithLabelValues(operation).Inc()
-	log.Warn("failed; trying again", "operation", operation, "error", err)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	p.err = err
+func (w *worker) failed(operation string, err error) {
+	w.metrics.errors.WithLabelValues(operation).Inc()
+	w.log.Warn("failed; trying again", "operation", operation, "error", err)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.progress.err = err
 }
 
-func (c *Consumer) count(b *Batch) {
+// received counts what was handled.
+func (c *Consumer) received(b *Batch) {
 	size := 0
 	for i := range b.Messages {
 		m := &b.Messages[i]
@@ -382,8 +457,9 @@ func (c *Consumer) Lag() int64 {
 	return lag
 }
 
-// Healthy returns an error where records have waited for longer than maxStall
-// and none moved, or where no membership of the group could be had for as long.
+// Healthy returns an error where records have waited, or could not even be asked
+// for, for longer than maxStall and none moved, or where no membership of the
+// group could be had for as long.
 func (c *Consumer) Healthy(maxStall time.Duration) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -393,7 +469,7 @@ func (c *Consumer) Healthy(maxStall time.Duration) error {
 	}
 	var all []error
 	for partition, p := range c.partitions {
-		if p.position < p.end && now.Sub(p.moved) > maxStall {
+		if (p.position < p.end || p.err != nil) && now.Sub(p.moved) > maxStall {
 			err := fmt.Errorf("%s[%d] stands at offset %d of %d since %s", c.cfg.Topic, partition, p.position, p.end, p.moved.UTC().Format(time.RFC3339))
 			if p.err != nil {
 				err = fmt.Errorf("%w: %w", err, p.err)

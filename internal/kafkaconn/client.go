@@ -62,6 +62,34 @@ func New(cfg Config) (*Client, error) {
 	}, nil
 }
 
+// DialerUntil returns a Dialer whose connections end with ctx, whatever waits
+// on them.
+func (c *Client) DialerUntil(ctx context.Context) *kafka.Dialer {
+	d := *c.Dialer
+	d.DialFunc = func(dialing context.Context, network, address string) (net.Conn, error) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		conn, err := new(net.Dialer).DialContext(dialing, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &boundConn{Conn: conn, release: context.AfterFunc(ctx, func() { _ = conn.Close() })}, nil
+	}
+	return &d
+}
+
+// A boundConn is closed with a context.
+type boundConn struct {
+	net.Conn
+	release func() bool
+}
+
+func (c *boundConn) Close() error {
+	c.release()
+	return c.Conn.Close()
+}
+
 func (c *SASLConfig) mechanism() (sasl.Mechanism, error) {
 	if c.Mechanism == "" {
 		return nil, nil

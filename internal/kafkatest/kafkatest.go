@@ -4,6 +4,7 @@ package kafkatest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -63,6 +65,15 @@ func Start(t testing.TB, options ...kfake.Opt) *Broker {
 	if len(options) == 0 {
 		b.Connect()
 	}
+	return b
+}
+
+// StartFake starts the embedded broker in any case, for tests of faults that a
+// real one cannot be made to have.
+func StartFake(t testing.TB) *Broker {
+	t.Helper()
+	b := Start(t, kfake.NumBrokers(1))
+	b.Connect()
 	return b
 }
 
@@ -248,7 +259,11 @@ func (b *Broker) Committed(group, topic string) map[int32]int64 {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	offsets, err := b.admin.FetchOffsets(ctx, group)
-	if err != nil {
+	for err != nil && !errors.Is(err, kerr.GroupIDNotFound) && ctx.Err() == nil { // after a restart
+		time.Sleep(50 * time.Millisecond)
+		offsets, err = b.admin.FetchOffsets(ctx, group)
+	}
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // a group that was never there
 		b.t.Fatalf("fetch offsets of %s: %v", group, err)
 	}
 	all := make(map[int32]int64)
