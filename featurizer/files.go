@@ -206,7 +206,8 @@ func arrowRows(r io.Reader) iter.Seq2[fileRow, error] {
 	return func(yield func(fileRow, error) bool) {
 		in := bufio.NewReaderSize(r, 1<<20)
 		magic, err := in.Peek(8)
-		if err == nil && bytes.Equal(magic, []byte("ARROW1\x00\x00")) {
+		file := err == nil && string(magic) == fileMagic+"\x00\x00"
+		if file {
 			_, err = in.Discard(8)
 		}
 		if err != nil {
@@ -216,7 +217,7 @@ func arrowRows(r io.Reader) iter.Seq2[fileRow, error] {
 		limits := ipcLimits{metadata: maxFileMetadata, body: maxFileBody, rows: maxFileRows}
 		read := 0
 		stopped := errors.New("stopped")
-		err = readIPC(in, limits, func(rec arrow.Record) error {
+		err = readIPC(in, limits, file, func(rec arrow.Record) error {
 			src, err := newSource(rec)
 			if err != nil {
 				return err

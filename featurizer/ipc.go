@@ -23,7 +23,7 @@ const (
 func (b *Builder) decodeArrow(m *Message) error {
 	row := int32(0)
 	limits := ipcLimits{metadata: maxMetadata, body: b.cfg.MaxMessageBytes, rows: maxMessageRows}
-	err := readIPC(bytes.NewReader(m.Value), limits, func(rec arrow.Record) error {
+	err := readIPC(bytes.NewReader(m.Value), limits, false, func(rec arrow.Record) error {
 		src, err := newSource(rec)
 		if err != nil {
 			return err
@@ -63,11 +63,12 @@ func (b *Builder) decodeArrow(m *Message) error {
 	return nil
 }
 
-// readIPC calls fn with each record batch of an IPC stream. Whatever the bytes
+// readIPC calls fn with each record batch of an IPC stream, or of the rest of an
+// IPC file after its magic word. Whatever the bytes
 // are, it returns: Arrow's reader sees only messages that the verifier passed,
 // can allocate no more than the limits, and its panics become errors.
-func readIPC(r io.Reader, limits ipcLimits, fn func(arrow.Record) error) (err error) {
-	v := &verifier{r: r, limits: limits}
+func readIPC(r io.Reader, limits ipcLimits, file bool, fn func(arrow.Record) error) (err error) {
+	v := &verifier{r: r, limits: limits, file: file}
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the Arrow reader failed: %v", p)

@@ -36,6 +36,9 @@ const (
 	maxDepth  = 8
 )
 
+// fileMagic begins and ends an IPC file.
+const fileMagic = "ARROW1"
+
 // continuation begins every message of a stream.
 var continuation = []byte{0xff, 0xff, 0xff, 0xff}
 
@@ -60,6 +63,7 @@ type column struct {
 type verifier struct {
 	r       io.Reader
 	limits  ipcLimits
+	file    bool   // a footer may follow the messages
 	message []byte // the verified message
 	pending []byte // what of it was not read yet
 	columns []column
@@ -91,6 +95,10 @@ func (v *verifier) next() error {
 		return fmt.Errorf("a message's beginning: %w", unexpected(err))
 	}
 	if string(v.message) != string(continuation) {
+		if v.file && v.columns != nil && v.atFooter() {
+			v.done = true
+			return nil
+		}
 		return fmt.Errorf("a message begins with % x, expected % x", v.message, continuation)
 	}
 	if err := v.take(4); err != nil {
@@ -121,6 +129,23 @@ func (v *verifier) next() error {
 	}
 	v.pending = v.message
 	return nil
+}
+
+// atFooter reports whether the rest of an IPC file is its footer: some writers
+// put no end marker before it. The file ends with the footer's length and a
+// magic word.
+func (v *verifier) atFooter() bool {
+	begun := len(v.message)
+	for len(v.message) <= v.limits.metadata {
+		if err := v.take(1 << 10); err != nil {
+			break
+		}
+	}
+	rest := len(v.message)
+	if begun != 4 || rest < 14 || string(v.message[rest-len(fileMagic):]) != fileMagic {
+		return false
+	}
+	return int(binary.LittleEndian.Uint32(v.message[rest-10:])) == rest-10
 }
 
 // take reads n more bytes of the message. It allocates no more than twice what

@@ -1,0 +1,396 @@
+package featurizer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/apache/arrow/go/v15/arrow/array"
+	"github.com/apache/arrow/go/v15/arrow/ipc"
+	"github.com/apache/arrow/go/v15/arrow/memory"
+	"github.com/apache/arrow/go/v15/parquet"
+	"github.com/apache/arrow/go/v15/parquet/compress"
+	"github.com/apache/arrow/go/v15/parquet/file"
+	"github.com/apache/arrow/go/v15/parquet/schema"
+)
+
+func write(t testing.TB, name string, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// npy writes a matrix as NumPy 1.26 does.
+func npy(descr string, x [][]float32) []byte {
+	header := fmt.Sprintf("{'descr': '%s', 'fortran_order': False, 'shape': (%d, %d), }", descr, len(x), len(x[0]))
+	header += strings.Repeat(" ", 63-(10+len(header))%64) + "\n"
+	b := append([]byte("\x93NUMPY\x01\x00"), byte(len(header)), byte(len(header)>>8))
+	b = append(b, header...)
+	for _, row := range x {
+		for _, v := range row {
+			switch descr {
+			case "<f8":
+				b = binary.LittleEndian.AppendUint64(b, math.Float64bits(float64(v)))
+			case "<f2":
+				b = binary.LittleEndian.AppendUint16(b, map[float32]uint16{1: 0x3c00, 2: 0x4000, 3: 0x4200, -.5: 0xb800, 0: 0, 6e-8: 1}[v])
+			default:
+				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
+			}
+		}
+	}
+	return b
+}
+
+func arrowFile(t testing.TB, x [][]float32) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "x.arrow")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := ipc.NewFileWriter(f, ipc.WithSchema(fixedSize(len(x[0]))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range [][][]float32{x[:1], x[1:]} {
+		b := array.NewRecordBuilder(memory.DefaultAllocator, fixedSize(len(x[0])))
+		fillFixed(part)(b)
+		rec := b.NewRecord()
+		if err := w.Write(rec); err != nil {
+			t.Fatal(err)
+		}
+		rec.Release()
+		b.Release()
+	}
+	if err := errors.Join(w.Close(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+// parquetFile writes a list column as Arrow and pandas do, with nulls in the
+// labels, one row group for each of groups.
+func parquetFile(t testing.TB, double bool, codec compress.Compression, groups ...[][]float32) []byte {
+	t.Helper()
+	must := func(err error) {
+		if err != nil {
+			t.Helper()
+			t.Fatal(err)
+		}
+	}
+	kind := parquet.Types.Float
+	if double {
+		kind = parquet.Types.Double
+	}
+	element, err := schema.NewPrimitiveNode("element", parquet.Repetitions.Optional, kind, -1, -1)
+	must(err)
+	list, err := schema.NewGroupNode("list", parquet.Repetitions.Repeated, schema.FieldList{element}, -1)
+	must(err)
+	embedding, err := schema.NewGroupNodeLogical(ColEmbedding, parquet.Repetitions.Optional, schema.FieldList{list}, schema.NewListLogicalType(), -1)
+	must(err)
+	label, err := schema.NewPrimitiveNodeLogical(ColLabel, parquet.Repetitions.Optional, schema.StringLogicalType{}, parquet.Types.ByteArray, -1, -1)
+	must(err)
+	id, err := schema.NewPrimitiveNode(ColID, parquet.Repetitions.Required, parquet.Types.Int64, -1, -1)
+	must(err)
+	root, err := schema.NewGroupNode("schema", parquet.Repetitions.Required, schema.FieldList{id, embedding, label}, -1)
+	must(err)
+	var buf bytes.Buffer
+	w := file.NewParquetWriter(&buf, root, file.WithWriterProps(parquet.NewWriterProperties(parquet.WithCompression(codec))))
+	row := 0
+	for _, x := range groups {
+		g := w.AppendRowGroup()
+		column, err := g.NextColumn()
+		must(err)
+		var ids []int64
+		for i := range x {
+			ids = append(ids, int64(row+i))
+		}
+		_, err = column.(*file.Int64ColumnChunkWriter).WriteBatch(ids, nil, nil)
+		must(err)
+		must(column.Close())
+		column, err = g.NextColumn()
+		must(err)
+		var def, rep []int16
+		var floats []float32
+		var doubles []float64
+		for _, v := range x {
+			for j, f := range v {
+				def, floats, doubles = append(def, 3), append(floats, f), append(doubles, float64(f))
+				rep = append(rep, int16(min(j, 1)))
+			}
+		}
+		if double {
+			_, err = column.(*file.Float64ColumnChunkWriter).WriteBatch(doubles, def, rep)
+		} else {
+			_, err = column.(*file.Float32ColumnChunkWriter).WriteBatch(floats, def, rep)
+		}
+		must(err)
+		must(column.Close())
+		column, err = g.NextColumn()
+		must(err)
+		var labels []parquet.ByteArray
+		def = nil
+		for i := range x {
+			present := int16((row + i + 1) % 2)
+			if def = append(def, present); present == 1 {
+				labels = append(labels, parquet.ByteArray("even"))
+			}
+		}
+		_, err = column.(*file.ByteArrayColumnChunkWriter).WriteBatch(labels, def, nil)
+		must(err)
+		must(column.Close())
+		must(g.Close())
+		row += len(x)
+	}
+	must(w.Close())
+	return buf.Bytes()
+}
+
+func TestFiles(t *testing.T) {
+	half := [][]float32{{1, 2, 3}, {-.5, 0, 6e-8}, {1, 1, 1}}
+	lines := "{\"embedding\":[1,2,3],\"label\":\"even\"}\n\n {\"embedding\":[-0.5,0,1e-30]}\r\n{\"embedding\":[4,5,6],\"label\":\"even\"}"
+	for name, test := range map[string]struct {
+		content []byte
+		labels  string
+		want    [][]float32
+	}{
+		"x.arrow":        {content: arrowFile(t, vectors)},
+		"stream.arrows":  {content: stream(t, fixedSize(3), nil, fillFixed(vectors[:1]), fillFixed(vectors[1:]))},
+		"x.jsonl":        {content: []byte(lines)},
+		"x.npy":          {content: npy("<f4", vectors), labels: "even\n\neven\n"},
+		"double.npy":     {content: npy("<f8", vectors), labels: "even\n\neven"},
+		"half.npy":       {content: npy("<f2", half), labels: "even\n\neven", want: half},
+		"x.parquet":      {content: parquetFile(t, false, compress.Codecs.Uncompressed, vectors)},
+		"double.parquet": {content: parquetFile(t, true, compress.Codecs.Snappy, vectors)},
+		"groups.parquet": {content: parquetFile(t, false, compress.Codecs.Zstd, vectors[:1], vectors[1:])},
+		"gzip.parquet":   {content: parquetFile(t, false, compress.Codecs.Gzip, vectors)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := write(t, name, test.content)
+			if test.labels != "" {
+				beside := strings.TrimSuffix(path, ".npy") + ".labels.txt"
+				if err := os.WriteFile(beside, []byte(test.labels), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r, err := OpenFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			if r.Dim() != 3 {
+				t.Errorf("dimension %d, want 3", r.Dim())
+			}
+			want := test.want
+			if want == nil {
+				want = vectors
+			}
+			row := 0
+			for {
+				rec, err := r.Next()
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				x, _, err := Embeddings(rec)
+				if err != nil {
+					t.Fatal(err)
+				}
+				labels, err := Column[*array.String](rec, ColLabel)
+				if err != nil {
+					t.Fatal(err)
+				}
+				offset, err := Column[*array.Int64](rec, ColOffset)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range int(rec.NumRows()) {
+					for j, v := range want[row] {
+						if got := x[3*i+j]; math.Abs(float64(got-v)) > 1e-8 {
+							t.Errorf("row %d: value %d is %g, want %g", row, j, got, v)
+						}
+					}
+					// Each batch of the Arrow files begins anew with an even row.
+					even := row%2 == 0
+					if strings.Contains(name, "arrow") {
+						even = row != 2
+					}
+					if got := labels.IsValid(i) && labels.Value(i) == "even"; got != even {
+						t.Errorf("row %d: label %q", row, labels.ValueStr(i))
+					}
+					if offset.Value(i) != int64(row) {
+						t.Errorf("row %d has offset %d", row, offset.Value(i))
+					}
+					row++
+				}
+				rec.Release()
+			}
+			if row != len(want) {
+				t.Errorf("%d rows, want %d", row, len(want))
+			}
+		})
+	}
+}
+
+// Chunks are of bounded size, and their memory is used again.
+func TestFileChunks(t *testing.T) {
+	x := make([][]float32, 10_000)
+	for i := range x {
+		x[i] = []float32{float32(i), 1}
+	}
+	r, err := OpenFile(write(t, "x.npy", npy("<f4", x)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for row := 0; row < len(x); {
+		rec, err := r.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		values, _, err := Embeddings(rec)
+		if err != nil || len(values) > 2*chunkRows {
+			t.Fatal(len(values), err)
+		}
+		for i := range int(rec.NumRows()) {
+			if values[2*i] != float32(row) {
+				t.Fatalf("row %d is %g", row, values[2*i])
+			}
+			row++
+		}
+		rec.Release()
+	}
+	if _, err := r.Next(); !errors.Is(err, io.EOF) {
+		t.Errorf("after the last row: %v", err)
+	}
+}
+
+func TestFilesRefuse(t *testing.T) {
+	mixed := [][]float32{{1, 2}, {1, 2, 3}}
+	whole := npy("<f4", vectors)
+	arrow := arrowFile(t, vectors)
+	pq := parquetFile(t, false, compress.Codecs.Uncompressed, vectors)
+	for name, test := range map[string]struct {
+		content []byte
+		want    string
+	}{
+		"x.txt":            {nil, `extension ".txt" is not one of .arrow, .parquet, .npy, .jsonl`},
+		"empty.arrow":      {nil, "not an Arrow IPC file: unexpected EOF"},
+		"text.arrow":       {[]byte("id,embedding\n1,2\n"), "a message begins with 69 64 2c 65, expected ff ff ff ff"},
+		"torn.arrow":       {arrow[:len(arrow)/2], "unexpected EOF"},
+		"no-rows.arrow":    {stream(t, fixedSize(3), nil), "holds no rows"},
+		"dictionary.arrow": {dictionaryStream(t), "is dictionary-encoded"},
+		"empty.jsonl":      {nil, "holds no rows"},
+		"mixed.jsonl":      {[]byte("{\"embedding\":[1,2]}\n{\"embedding\":[1,2,3]}"), "row 1: the embedding has 3 values, the rows before have 2"},
+		"bad.jsonl":        {[]byte("{\"embedding\":[1,2]}\n{\"embedding\":[1,x]}"), `line 2: `},
+		"none.jsonl":       {[]byte("{\"id\":\"a\"}"), "row 0: the embedding is empty"},
+		"empty.npy":        {nil, "npy header: unexpected EOF"},
+		"text.npy":         {[]byte("1 2 3 4 5 6 7 8 9"), "npy header: begins with 31 20 32 20 33 20, expected a .npy file"},
+		"short.npy":        {whole[:len(whole)-1], "row 2 of 3: unexpected EOF"},
+		"long.npy":         {append(bytes.Clone(whole), 0), "bytes follow the 3 rows of the header's shape"},
+		"fortran.npy":      {bytes.Replace(whole, []byte("False"), []byte("True "), 1), "is not that of a matrix"},
+		"ints.npy":         {bytes.Replace(whole, []byte("<f4"), []byte("<i4"), 1), `type "<i4", expected <f4, <f8 or <f2: little-endian floats`},
+		"empty.parquet":    {nil, "not a Parquet file"},
+		"text.parquet":     {[]byte("this is no parquet file"), "not a Parquet file"},
+		"torn.parquet":     {append(bytes.Clone(pq[:40]), pq[60:]...), ""},
+		"mixed.parquet":    {parquetFile(t, false, compress.Codecs.Uncompressed, mixed), "row 1: the embedding has 3 values, the rows before have 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := write(t, name, test.content)
+			r, err := OpenFile(path)
+			for err == nil {
+				_, err = r.Next()
+			}
+			if r != nil {
+				defer r.Close()
+			}
+			if errors.Is(err, io.EOF) || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), path) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+	if _, err := OpenFile(filepath.Join(t.TempDir(), "none.npy")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}
+
+func TestLabelsOfAMatrix(t *testing.T) {
+	for labels, want := range map[string]string{
+		"a\nb\n":       "row 2 of 3 has no label: the labels end before",
+		"a\nb\nc\nd\n": "there are more labels than the 3 rows",
+	} {
+		path := write(t, "x.npy", npy("<f4", vectors))
+		if err := os.WriteFile(strings.TrimSuffix(path, ".npy")+".labels.txt", []byte(labels), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := OpenFile(path)
+		for err == nil {
+			_, err = r.Next()
+		}
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", labels, err, want)
+		}
+		r.Close()
+	}
+}
+
+func fuzzFile(f *testing.F, format string, seeds ...[]byte) {
+	for _, s := range seeds {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		r, err := ReadStream("fuzz", format, bytes.NewReader(content))
+		if err != nil {
+			return
+		}
+		defer r.Close()
+		for {
+			rec, err := r.Next()
+			if err != nil {
+				return
+			}
+			if x, dim, err := Embeddings(rec); err != nil || dim != r.Dim() || len(x) != dim*int(rec.NumRows()) {
+				t.Fatalf("%d values of dimension %d: %v", len(x), dim, err)
+			}
+			rec.Release()
+		}
+	})
+}
+
+func FuzzNPY(f *testing.F) {
+	fuzzFile(f, FormatNPY, npy("<f4", vectors), npy("<f8", vectors), npy("<f2", [][]float32{{1}}))
+}
+
+func FuzzJSONLines(f *testing.F) {
+	fuzzFile(f, FormatJSONL, []byte("{\"embedding\":[1,2]}\n{\"embedding\":[1,2,3]}"))
+}
+
+func FuzzArrowFile(f *testing.F) { fuzzFile(f, FormatArrow, arrowFile(f, vectors)) }
+
+func FuzzParquet(f *testing.F) {
+	f.Add(parquetFile(f, false, compress.Codecs.Uncompressed, vectors))
+	f.Add(parquetFile(f, true, compress.Codecs.Snappy, vectors[:1], vectors[1:]))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		rows := 0
+		_ = readParquet(bytes.NewReader(content), func(row fileRow) bool {
+			rows++
+			return rows < 100_000
+		})
+	})
+}
