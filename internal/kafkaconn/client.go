@@ -1,6 +1,7 @@
 package kafkaconn
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -8,8 +9,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -34,6 +38,8 @@ type Client struct {
 	Transport *kafka.Transport
 	// Kafka calls the administrative requests over Transport.
 	Kafka *kafka.Client
+
+	serverName string
 }
 
 // New reads the certificates and the password that cfg names. It doesn't
@@ -55,7 +61,7 @@ func New(cfg Config) (*Client, error) {
 		DialTimeout: dialTimeout, IdleTimeout: time.Minute, MetadataTTL: metadataTTL,
 	}
 	return &Client{
-		Brokers:   cfg.Brokers,
+		Brokers: cfg.Brokers, serverName: cfg.TLS.ServerName,
 		Dialer:    &kafka.Dialer{ClientID: cfg.ClientID, Timeout: dialTimeout, TLS: tlsConfig, SASLMechanism: mechanism, DualStack: true},
 		Transport: transport,
 		Kafka:     &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Timeout: requestTimeout, Transport: transport},
@@ -90,94 +96,158 @@ func (c *boundConn) Close() error {
 	return c.Conn.Close()
 }
 
+// A mechanism reads the password for every connection, so that a new one takes
+// effect without a restart, and none is kept.
+type mechanism struct{ cfg SASLConfig }
+
 func (c *SASLConfig) mechanism() (sasl.Mechanism, error) {
 	if c.Mechanism == "" {
 		return nil, nil
 	}
-	password, err := c.password()
-	if err != nil {
+	if _, err := c.password(); err != nil {
 		return nil, err
 	}
-	switch c.Mechanism {
-	case "scram-sha-256":
-		return scram.Mechanism(scram.SHA256, c.Username, password)
-	case "scram-sha-512":
-		return scram.Mechanism(scram.SHA512, c.Username, password)
-	default:
-		return plain.Mechanism{Username: c.Username, Password: password}, nil
+	return &mechanism{cfg: *c}, nil
+}
+
+// Name returns Kafka's name of the mechanism.
+func (m *mechanism) Name() string { return strings.ToUpper(m.cfg.Mechanism) }
+
+// Start begins the authentication of one connection.
+func (m *mechanism) Start(ctx context.Context) (sasl.StateMachine, []byte, error) {
+	password, err := m.cfg.password()
+	if err != nil {
+		return nil, nil, err
 	}
+	var one sasl.Mechanism = plain.Mechanism{Username: m.cfg.Username, Password: password}
+	switch m.cfg.Mechanism {
+	case "scram-sha-256":
+		one, err = scram.Mechanism(scram.SHA256, m.cfg.Username, password)
+	case "scram-sha-512":
+		one, err = scram.Mechanism(scram.SHA512, m.cfg.Username, password)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return one.Start(ctx)
 }
 
 // Close closes the idle connections.
 func (c *Client) Close() { c.Transport.CloseIdleConnections() }
 
-// Check reaches a broker and asks it for the topics. The error names each
-// broker that could not be reached and says why, or the topics that are
-// missing. kafka-go's Client reports a wrong password as an unknown topic, so
-// nothing else may be asked before.
+// Check reaches a broker, asks it for the topics, and reaches the leaders of
+// their partitions. The error names each broker that could not be reached, or
+// the topics that are missing, and says what to do. kafka-go's Client reports a
+// wrong password as an unknown topic, so nothing else may be asked before.
 func (c *Client) Check(ctx context.Context, topics ...string) error {
 	var all []error
 	for _, broker := range c.Brokers {
-		conn, err := c.Dialer.DialContext(ctx, "tcp", broker)
-		if err != nil {
-			all = append(all, fmt.Errorf("kafka broker %s: %w", broker, c.explain(err)))
-			continue
-		}
-		if err := conn.Close(); err != nil {
+		if err := c.reach(ctx, broker); err != nil {
 			all = append(all, fmt.Errorf("kafka broker %s: %w", broker, err))
 			continue
 		}
-		return c.checkTopics(ctx, topics)
+		return c.checkTopics(ctx, broker, topics)
 	}
 	return errors.Join(all...)
 }
 
-func (c *Client) checkTopics(ctx context.Context, topics []string) error {
+// reach makes one request over a connection of its own.
+func (c *Client) reach(ctx context.Context, broker string) error {
+	conn, err := c.Dialer.DialContext(ctx, "tcp", broker)
+	if err != nil {
+		return c.explain(broker, err)
+	}
+	// Without TLS and SASL on our side, only an answer shows that none is expected.
+	err = conn.SetDeadline(time.Now().Add(dialTimeout))
+	if err == nil {
+		_, err = conn.Brokers()
+	}
+	_ = conn.Close() // a failure changes nothing
+	if err != nil {
+		return c.explain(broker, err)
+	}
+	return nil
+}
+
+func (c *Client) checkTopics(ctx context.Context, broker string, topics []string) error {
 	meta, err := Retry(ctx, func() (*kafka.MetadataResponse, error) {
 		return c.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: topics})
 	})
 	if err != nil {
-		return fmt.Errorf("kafka broker %s: read metadata: %w", strings.Join(c.Brokers, ", "), err)
+		return fmt.Errorf("kafka broker %s: read metadata: %w", broker, err)
 	}
 	var all []error
+	reached := map[string]bool{broker: true}
 	for _, topic := range topics {
 		at := slices.IndexFunc(meta.Topics, func(t kafka.Topic) bool { return t.Name == topic })
 		switch {
 		case at < 0 || errors.Is(meta.Topics[at].Error, kafka.UnknownTopicOrPartition):
-			all = append(all, fmt.Errorf("kafka topic %s does not exist: create it, or correct the configuration", topic))
+			all = append(all, fmt.Errorf("kafka topic %s: broker %s does not know it: create it, correct the configuration, or let the user see it (Describe)", topic, broker))
+			continue
 		case errors.Is(meta.Topics[at].Error, kafka.TopicAuthorizationFailed):
 			all = append(all, fmt.Errorf("kafka topic %s: the user may not see it: grant it Describe, and Read or Write: %w", topic, meta.Topics[at].Error))
+			continue
 		case meta.Topics[at].Error != nil:
 			all = append(all, fmt.Errorf("kafka topic %s: %w", topic, meta.Topics[at].Error))
+			continue
+		}
+		for _, p := range meta.Topics[at].Partitions {
+			if p.Leader.Host == "" {
+				all = append(all, fmt.Errorf("kafka topic %s: partition %d has no leader: a broker is down", topic, p.ID))
+				continue
+			}
+			leader := net.JoinHostPort(p.Leader.Host, strconv.Itoa(p.Leader.Port))
+			if reached[leader] {
+				continue
+			}
+			reached[leader] = true
+			if err := c.reach(ctx, leader); err != nil {
+				all = append(all, fmt.Errorf("kafka broker %s, as broker %s advertises it: %w", leader, broker, err))
+			}
 		}
 	}
 	return errors.Join(all...)
 }
 
 // explain adds what to do to the errors that people meet most.
-func (c *Client) explain(err error) error {
-	if errors.Is(err, kafka.SASLAuthenticationFailed) {
-		return fmt.Errorf("the broker refused the user or the password: check kafka.sasl: %w", err)
+func (c *Client) explain(broker string, err error) error {
+	host, _, _ := net.SplitHostPort(broker)
+	var advice string
+	switch {
+	case errors.Is(err, kafka.SASLAuthenticationFailed):
+		advice = "it refused the user or the password: check kafka.sasl"
+	case errors.Is(err, kafka.UnsupportedSASLMechanism):
+		advice = "it does not offer this mechanism: check kafka.sasl.mechanism"
+	case is[x509.UnknownAuthorityError](err):
+		advice = "its certificate is signed by an authority that is not trusted here: check kafka.tls.ca_file"
+	case is[x509.HostnameError](err):
+		advice = fmt.Sprintf("its certificate is for another name than %s: use one of its names as the address, or set kafka.tls.server_name", cmp.Or(c.serverName, host))
+	case is[x509.CertificateInvalidError](err):
+		advice = "its certificate has expired or is not valid: renew it on the broker, and check the clock here"
+	case is[tls.RecordHeaderError](err):
+		advice = "it does not speak TLS on this port: check the port and kafka.tls.enabled"
+	case is[tls.AlertError](err) || strings.Contains(err.Error(), "remote error: tls"):
+		advice = "it refused the TLS handshake: check kafka.tls.cert_file, which it may require"
+	case is[*net.DNSError](err):
+		advice = "its name cannot be resolved: check kafka.brokers"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		advice = "nothing listens there: check kafka.brokers, and whether the broker runs"
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded):
+		advice = "it did not answer in time: check the port, firewalls, and kafka.tls.enabled"
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET):
+		advice = "it closed the connection: it may expect kafka.tls or kafka.sasl"
+		if c.Dialer.TLS != nil {
+			advice = "it closed the connection: it may not speak TLS on this port, or expect kafka.tls.cert_file or kafka.sasl"
+		}
+	default:
+		return err
 	}
-	if errors.Is(err, kafka.UnsupportedSASLMechanism) {
-		return fmt.Errorf("the broker does not offer this mechanism: check kafka.sasl.mechanism: %w", err)
-	}
-	if unknown, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return fmt.Errorf("the certificate is signed by an authority that is not trusted: check kafka.tls.ca_file: %w", unknown)
-	}
-	if name, ok := errors.AsType[x509.HostnameError](err); ok {
-		return fmt.Errorf("the certificate is for another name: check the address or kafka.tls.server_name: %w", name)
-	}
-	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
-		return fmt.Errorf("the certificate has expired or is not valid yet: renew it on the broker: %w", invalid)
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return fmt.Errorf("the broker does not speak TLS on this port: check kafka.tls.enabled and the port: %w", err)
-	}
-	if _, ok := errors.AsType[*net.OpError](err); !ok && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
-		return fmt.Errorf("the broker closed the connection: it may expect TLS or another SASL mechanism: %w", err)
-	}
-	return err
+	return fmt.Errorf("%s: %w", advice, err)
+}
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
 }
 
 // Retry calls fn until it succeeds, five times at most, with pauses that grow:

@@ -1,0 +1,271 @@
+package kafkaconn_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/oodmon/oodmon/internal/kafkaconn"
+	"github.com/oodmon/oodmon/internal/kafkatest"
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kfake"
+)
+
+// An authority signs certificates for a test.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	file string // its certificate
+	dir  string
+	n    int64
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{dir: t.TempDir()}
+	a.cert = &x509.Certificate{Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	a.file, _ = a.issue(t, a.cert)
+	return a
+}
+
+// issue signs a certificate, or its own, and returns the files.
+func (a *authority) issue(t *testing.T, template *x509.Certificate) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.n++
+	template.SerialNumber = big.NewInt(a.n)
+	if template.NotAfter.IsZero() {
+		template.NotAfter = time.Now().Add(time.Hour)
+	}
+	template.NotBefore = template.NotAfter.Add(-2 * time.Hour)
+	if a.key == nil {
+		a.key = key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if template == a.cert {
+		if a.cert, err = x509.ParseCertificate(der); err != nil {
+			t.Fatal(err)
+		}
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certFile, keyFile = filepath.Join(a.dir, fmt.Sprint(a.n, ".crt")), filepath.Join(a.dir, fmt.Sprint(a.n, ".key"))
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: private}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certFile, keyFile
+}
+
+func (a *authority) server(t *testing.T, template *x509.Certificate) *tls.Config {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(a.issue(t, template))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool}
+}
+
+func broker(t *testing.T, opts ...kfake.Opt) string {
+	t.Helper()
+	return kafkatest.Start(t, append(opts, kfake.SeedTopics(2, "embeddings"))...).Address
+}
+
+// check makes a client and checks for the topic embeddings, over a Client too.
+func check(t *testing.T, cfg kafkaconn.Config, topics ...string) error {
+	t.Helper()
+	conn, err := kafkaconn.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second) // the embedded broker waits for more where TLS is not expected
+	defer cancel()
+	if err := conn.Check(ctx, append(topics, "embeddings")...); err != nil {
+		return err
+	}
+	_, err = conn.Kafka.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{"embeddings": {kafka.LastOffsetOf(1)}}})
+	return err
+}
+
+// wantError compares an error's text up to where a library's own begins.
+func wantError(t *testing.T, err error, want string) {
+	t.Helper()
+	if want == "" {
+		if err != nil {
+			t.Errorf("unexpected error %v", err)
+		}
+		return
+	}
+	if err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("error %v\nwant it to begin with %s", err, want)
+	}
+}
+
+func TestTLS(t *testing.T) {
+	ours, other := newAuthority(t), newAuthority(t)
+	local := func() *x509.Certificate {
+		return &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"broker.example"}}
+	}
+	good := broker(t, kfake.TLS(ours.server(t, local())))
+	named := broker(t, kfake.TLS(ours.server(t, &x509.Certificate{DNSNames: []string{"broker.example"}})))
+	expired := broker(t, kfake.TLS(ours.server(t, &x509.Certificate{IPAddresses: local().IPAddresses, NotAfter: time.Now().Add(-time.Minute)})))
+	mutualTLS := ours.server(t, local())
+	mutualTLS.ClientAuth = tls.RequireAndVerifyClientCert
+	mutual := broker(t, kfake.TLS(mutualTLS))
+	plain := broker(t)
+	cert, key := ours.issue(t, &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+
+	for name, c := range map[string]struct {
+		broker string
+		tls    kafkaconn.TLSConfig
+		want   string // after the broker's name
+	}{
+		"trusted":               {good, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, ""},
+		"by its other name":     {named, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file, ServerName: "broker.example"}, ""},
+		"mutual":                {mutual, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file, CertFile: cert, KeyFile: key}, ""},
+		"unknown authority":     {good, kafkaconn.TLSConfig{Enabled: true, CAFile: other.file}, "its certificate is signed by an authority that is not trusted here: check kafka.tls.ca_file: "},
+		"another name":          {named, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, "its certificate is for another name than 127.0.0.1: use one of its names as the address, or set kafka.tls.server_name: "},
+		"another configured":    {good, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file, ServerName: "other.example"}, "its certificate is for another name than other.example: use one of its names"},
+		"expired":               {expired, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, "its certificate has expired or is not valid: renew it on the broker, and check the clock here: "},
+		"no client certificate": {mutual, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, "it refused the TLS handshake: check kafka.tls.cert_file, which it may require: "},
+		"no TLS there":          {plain, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, "it did not answer in time: check the port, firewalls, and kafka.tls.enabled: "},
+		"no TLS here":           {good, kafkaconn.TLSConfig{}, "it closed the connection: it may expect kafka.tls or kafka.sasl: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.want != "" {
+				c.want = "kafka broker " + c.broker + ": " + c.want
+			}
+			wantError(t, check(t, kafkaconn.Config{Brokers: []string{c.broker}, TLS: c.tls}), c.want)
+		})
+	}
+}
+
+func TestSASL(t *testing.T) {
+	address := broker(t, kfake.EnableSASL(), kfake.Superuser("PLAIN", "ann", "right"),
+		kfake.Superuser("SCRAM-SHA-256", "ben", "right"), kfake.Superuser("SCRAM-SHA-512", "cora", "right"))
+	file := filepath.Join(t.TempDir(), "password")
+	t.Setenv("OODMON_TEST_PASSWORD", "right")
+	for _, c := range []struct{ mechanism, user, password, want string }{
+		{"plain", "ann", "right", ""}, {"scram-sha-256", "ben", "right", ""}, {"scram-sha-512", "cora", "right", ""},
+		{"plain", "ann", "wrong", "it refused the user or the password: check kafka.sasl: "},
+		{"scram-sha-256", "ben", "wrong", "it refused the user or the password: check kafka.sasl: "},
+		{"scram-sha-512", "cora", "wrong", "it refused the user or the password: check kafka.sasl: "},
+		{"plain", "nobody", "right", "it refused the user or the password: check kafka.sasl: "},
+	} {
+		t.Run(c.mechanism+" "+c.user+" "+c.password, func(t *testing.T) {
+			if err := os.WriteFile(file, []byte(c.password+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if c.want != "" {
+				c.want = "kafka broker " + address + ": " + c.want
+			}
+			cfg := kafkaconn.Config{Brokers: []string{address}, SASL: kafkaconn.SASLConfig{Mechanism: c.mechanism, Username: c.user, PasswordFile: file}}
+			wantError(t, check(t, cfg), c.want)
+			if c.password == "right" {
+				cfg.SASL.PasswordFile, cfg.SASL.PasswordEnv = "", "OODMON_TEST_PASSWORD"
+				wantError(t, check(t, cfg), c.want)
+			}
+		})
+	}
+	t.Run("none here", func(t *testing.T) {
+		wantError(t, check(t, kafkaconn.Config{Brokers: []string{address}}), "kafka broker "+address+": it closed the connection: it may expect kafka.tls or kafka.sasl: ")
+	})
+	t.Run("a new password needs no restart", func(t *testing.T) {
+		write := func(word string) {
+			if err := os.WriteFile(file, []byte(word), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("wrong")
+		conn, err := kafkaconn.New(kafkaconn.Config{Brokers: []string{address}, SASL: kafkaconn.SASLConfig{Mechanism: "plain", Username: "ann", PasswordFile: file}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.Check(t.Context()); err == nil {
+			t.Error("the wrong password was taken")
+		}
+		write("right")
+		wantError(t, conn.Check(t.Context(), "embeddings"), "")
+		if shown := fmt.Sprintf("%+v %#v", conn, conn.Dialer.SASLMechanism); strings.Contains(shown, "right") {
+			t.Errorf("the password is shown: %s", shown)
+		}
+	})
+}
+
+func TestCheckNamesTopicsAndBrokers(t *testing.T) {
+	address := broker(t)
+	wantError(t, check(t, kafkaconn.Config{Brokers: []string{address}}, "scores", "dead"),
+		"kafka topic scores: broker "+address+" does not know it: create it, correct the configuration, or let the user see it (Describe)\nkafka topic dead: broker ")
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := free.Addr().String()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, check(t, kafkaconn.Config{Brokers: []string{closed, "no-such-host.invalid:9092"}}),
+		"kafka broker "+closed+": nothing listens there: check kafka.brokers, and whether the broker runs: ")
+	wantError(t, check(t, kafkaconn.Config{Brokers: []string{closed, address}}), "")
+	// A topic that a typing error names must not come to be.
+	if err := check(t, kafkaconn.Config{Brokers: []string{broker(t, kfake.AllowAutoTopicCreation())}}, "embedings"); err == nil {
+		t.Error("the check made the topic")
+	}
+}
+
+// Connections of DialerUntil end with its context, also those that wait.
+func TestDialerUntil(t *testing.T) {
+	conn, err := kafkaconn.New(kafkaconn.Config{Brokers: []string{broker(t)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	dialer := conn.DialerUntil(ctx)
+	open, err := dialer.DialContext(t.Context(), "tcp", conn.Brokers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan error, 1)
+	go func() {
+		_, err := open.Read(make([]byte, 1))
+		read <- err
+	}()
+	cancel()
+	select {
+	case err := <-read:
+		if err == nil {
+			t.Error("a byte came from a broker that was asked nothing")
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the connection outlived its context")
+	}
+	if _, err := dialer.DialContext(t.Context(), "tcp", conn.Brokers[0]); err == nil {
+		t.Error("a connection was made after the end")
+	}
+}
