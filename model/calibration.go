@@ -40,20 +40,41 @@ func NewCalibration(scores []float32, class []int32) Calibration {
 // The source is Vovk, "Conditional validity of inductive conformal predictors"
 // (2012), proposition 2b, and Bates et al., "Testing for outliers with
 // conformal p-values" (2021).
+//
+// It fails where alpha or delta is not between 0 and 1, and, with
+// ErrTooFewCalibrationRecords, where n is under MinCalibration.
 func (c Calibration) Threshold(alpha, delta float64) (threshold float32, k int, err error) {
+	if err := validateRates(alpha, delta); err != nil {
+		return 0, 0, err
+	}
 	n := len(c.Scores)
 	if need := MinCalibration(alpha, delta); n < need {
 		return 0, 0, fmt.Errorf("%w: %d for a false-positive rate of %g with confidence %g; at least %d are needed", ErrTooFewCalibrationRecords, n, alpha, 1-delta, need)
 	}
-	// BetaCDF(alpha; k, n+1−k) falls as k rises.
-	k = sort.Search(n, func(i int) bool { return mathext.RegIncBeta(float64(i+1), float64(n-i), alpha) < 1-delta })
+	// 1−BetaCDF(alpha; k, n+1−k) rises with k. As a tail of its own it keeps its
+	// digits for a small delta. n being enough, k=1 holds up to rounding.
+	k = max(1, sort.Search(n, func(i int) bool { return mathext.RegIncBeta(float64(n-i), float64(i+1), 1-alpha) > delta }))
 	return c.Scores[n-k], k, nil
 }
 
 // MinCalibration returns the least number of calibration records for which a
-// threshold exists: 1−(1−alpha)^n ≥ 1−delta.
+// threshold exists, the n from which 1−(1−alpha)^n ≥ 1−delta. alpha and delta
+// are between 0 and 1.
 func MinCalibration(alpha, delta float64) int {
-	return int(math.Ceil(math.Log(delta) / math.Log1p(-alpha)))
+	// An alpha so small that the number is no int asks for more than there can be.
+	return int(min(math.Ceil(math.Log(delta)/math.Log1p(-alpha)), math.MaxInt32))
+}
+
+func validateRates(alpha, delta float64) error {
+	for _, v := range []struct {
+		name  string
+		value float64
+	}{{"alpha", alpha}, {"delta", delta}} {
+		if !(v.value > 0 && v.value < 1) {
+			return fmt.Errorf("%s %g must be between 0 and 1", v.name, v.value)
+		}
+	}
+	return nil
 }
 
 // PValue returns the conformal p-value (1 + #{calibration ≥ score}) / (n+1):

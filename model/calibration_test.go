@@ -62,6 +62,45 @@ func TestThresholdNeedsRecords(t *testing.T) {
 	}
 }
 
+func TestThresholdRefusesRates(t *testing.T) {
+	c := uniform(rand.New(rand.NewPCG(1, 1)), 1000)
+	for _, test := range []struct {
+		alpha, delta float64
+		want         string
+	}{
+		{0, .05, "alpha 0 must be between 0 and 1"},
+		{1, .05, "alpha 1 must be between 0 and 1"},
+		{math.NaN(), .05, "alpha NaN must be between 0 and 1"},
+		{.01, 0, "delta 0 must be between 0 and 1"},
+		{.01, 1, "delta 1 must be between 0 and 1"},
+		{1e-300, .05, "too few calibration records: 1000 for a false-positive rate of 1e-300 with confidence 0.95; at least 2147483647 are needed"},
+	} {
+		if _, _, err := c.Threshold(test.alpha, test.delta); err == nil || err.Error() != test.want {
+			t.Errorf("alpha=%g delta=%g: %v, want %s", test.alpha, test.delta, err, test.want)
+		}
+	}
+}
+
+// With just as many records as are needed there is a threshold, however alpha
+// and delta round: the largest score.
+func TestThresholdAtTheLeastNumber(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	try := func(alpha, delta float64) {
+		n := MinCalibration(alpha, delta)
+		c := uniform(r, n)
+		threshold, k, err := c.Threshold(alpha, delta)
+		if err != nil || k != 1 || threshold != c.Scores[n-1] {
+			t.Errorf("alpha=%g delta=%g n=%d: k=%d, %v; want 1", alpha, delta, n, k, err)
+		}
+	}
+	for n := 1; n < 200; n++ {
+		for _, alpha := range []float64{.01, .05, .1} {
+			try(alpha, math.Pow(1-alpha, float64(n)))
+		}
+	}
+	try(.01, 1e-30)
+}
+
 // The guarantee: over draws of the calibration set, the false-positive rate
 // exceeds alpha with probability at most delta.
 func TestThresholdKeepsItsPromise(t *testing.T) {

@@ -2,7 +2,9 @@ package model
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"math"
 	"os"
@@ -60,13 +62,14 @@ func TestEncodeRefuses(t *testing.T) {
 		`class name "a" is empty or not unique`:    func(m *Model) { m.Classes = []string{"a", "a"} },
 		`tensor prototypes: the prototype of class "cat" has norm 0: it must be finite and at least 1e-12`:   func(m *Model) { clear(m.PrototypeData()[:3]) },
 		`tensor prototypes: the prototype of class "dog" has norm NaN: it must be finite and at least 1e-12`: func(m *Model) { m.PrototypeData()[4] = float32(math.NaN()) },
-		`tensor distance_scale: 0 must be finite and not 0`:                                                  func(m *Model) { m.DistanceScale = 0 },
-		`temperature 0 must be positive and finite`:                                                          func(m *Model) { m.Temperature = 0 },
-		`alpha 1 must be between 0 and 1`:                                                                    func(m *Model) { m.Alpha = 1 },
-		`tensor calibration.scores: value 7 is NaN: it must be finite`:                                       func(m *Model) { m.Calibration.Scores[7] = float32(math.NaN()) },
-		`tensor calibration.scores: value 8 (0.02) is below the one before (5): they must ascend`:            func(m *Model) { m.Calibration.Scores[7] = 5 },
-		`tensor calibration.class: value 3 is class 2 of 2`:                                                  func(m *Model) { m.Calibration.Class[3] = 2 },
-		`tensor calibration.scores has 400 values, calibration.class has 399: they must be as many`:          func(m *Model) { m.Calibration.Class = m.Calibration.Class[:399] },
+		`class name "a\xff" is not UTF-8`:                                                           func(m *Model) { m.Classes = []string{"a\xff", "b"} },
+		`tensor distance_scale: 0 must be finite and not 0`:                                         func(m *Model) { m.DistanceScale = 0 },
+		`temperature 0 must be positive and finite`:                                                 func(m *Model) { m.Temperature = 0 },
+		`alpha 1 must be between 0 and 1`:                                                           func(m *Model) { m.Alpha = 1 },
+		`tensor calibration.scores: value 7 is NaN: it must be finite`:                              func(m *Model) { m.Calibration.Scores[7] = float32(math.NaN()) },
+		`tensor calibration.scores: value 8 (0.02) is below the one before (5): they must ascend`:   func(m *Model) { m.Calibration.Scores[7] = 5 },
+		`tensor calibration.class: value 3 is class 2 of 2`:                                         func(m *Model) { m.Calibration.Class[3] = 2 },
+		`tensor calibration.scores has 400 values, calibration.class has 399: they must be as many`: func(m *Model) { m.Calibration.Class = m.Calibration.Class[:399] },
 	} {
 		m := small(1)
 		spoil(m)
@@ -98,18 +101,24 @@ func TestReadRefuses(t *testing.T) {
 		})
 	}
 	for want, bytes := range map[string][]byte{
-		"the file has 3 bytes: too short for a safetensors file": file[:3],
-		"the header claims 9223372036854775807 bytes of a file":  append([]byte{255, 255, 255, 255, 255, 255, 255, 127}, file[8:]...),
-		"header: not a JSON object":                              withHeader(file, func(string) string { return "[]" }),
-		"something follows the JSON object":                      withHeader(file, func(h string) string { return h + "{}" }),
-		`key "prototypes" comes twice`:                           withHeader(file, func(h string) string { return strings.TrimSpace(h[:strings.LastIndex(h, "}")]) + `,"prototypes":{}}` }),
-		"tensors end at byte 3228 of 3229":                       append(append([]byte(nil), file...), 0),
-		"tensors must neither overlap nor leave gaps":            replace(`"dtype":"F32","shape":[1],"data_offsets":[3200,3204]`, `"dtype":"F32","shape":[1],"data_offsets":[3196,3200]`),
-		`dtype "F31" is unknown`:                                 replace(`"dtype":"F32","shape":[1]`, `"dtype":"F31","shape":[1]`),
-		"needs 16 bytes, but data_offsets [3200 3204] hold 4":    replace(`"shape":[1]`, `"shape":[4]`),
-		"shape [4000000000 4000000000] is out of bounds":         replace(`"shape":[1]`, `"shape":[4000000000,4000000000]`),
-		"do not lie in the file's 3228 tensor bytes":             replace(`[3204,3228]`, `[3204,9999]`),
-		"unknown field": replace(`"shape":[1]`, `"shape":[1],"stride":[1]`),
+		"the file has 3 bytes: too short for a safetensors file":   file[:3],
+		"the header claims 9223372036854775807 bytes of a file":    append([]byte{255, 255, 255, 255, 255, 255, 255, 127}, file[8:]...),
+		"header: not a JSON object":                                withHeader(file, func(string) string { return "[]" }),
+		"something follows the JSON object":                        withHeader(file, func(h string) string { return h + "{}" }),
+		`key "prototypes" comes twice`:                             withHeader(file, func(h string) string { return strings.TrimSpace(h[:strings.LastIndex(h, "}")]) + `,"prototypes":{}}` }),
+		"tensors end at byte 3228 of 3229":                         append(append([]byte(nil), file...), 0),
+		"tensors must neither overlap nor leave gaps":              replace(`"dtype":"F32","shape":[1],"data_offsets":[3200,3204]`, `"dtype":"F32","shape":[1],"data_offsets":[3196,3200]`),
+		`dtype "F31" is unknown`:                                   replace(`"dtype":"F32","shape":[1]`, `"dtype":"F31","shape":[1]`),
+		"needs 16 bytes, but data_offsets [3200 3204] hold 4":      replace(`"shape":[1]`, `"shape":[4]`),
+		"shape [4000000000 4000000000] is out of bounds":           replace(`"shape":[1]`, `"shape":[4000000000,4000000000]`),
+		"do not lie in the file's 3228 tensor bytes":               replace(`[3204,3228]`, `[3204,9999]`),
+		`header: tensor "distance_scale": key "stride" is unknown`: replace(`"shape":[1]`, `"shape":[1],"stride":[1]`),
+		`header: tensor "distance_scale": key "shape" comes twice`: replace(`"shape":[1]`, `"shape":[1],"shape":[1]`),
+		`header: tensor "distance_scale": not a JSON object`:       replace(`{"dtype":"F32","shape":[1],"data_offsets":[3200,3204]}`, `[]`),
+		`header: __metadata__: key "alpha" comes twice`:            replace(`"alpha":"0.01"`, `"alpha":"0.01","alpha":"0.9"`),
+		`header: __metadata__: alpha is 0.01, expected a string`:   replace(`"alpha":"0.01"`, `"alpha":0.01`),
+		`header: __metadata__: alpha is null, expected a string`:   replace(`"alpha":"0.01"`, `"alpha":null`),
+		`header: __metadata__: not a JSON object`:                  withHeader(file, func(string) string { return `{"__metadata__":null}` }),
 		"format_version is missing: this is not a model of oodmon": replace(`"format_version":"1"`, `"format_versio":"1"`),
 		`format_version is "2", expected "1"`:                      replace(`"format_version":"1"`, `"format_version":"2"`),
 		"the file is damaged":                                      replace(`"sha256":"`, `"sha256":"0`),
@@ -125,16 +134,32 @@ func TestReadRefuses(t *testing.T) {
 	}
 }
 
+// The header is fuzzed apart from the tensors: the length before it is put
+// right, and so is the digest, wherever DIGEST stands for it.
 func FuzzRead(f *testing.F) {
-	file, err := small(4).Encode()
+	m := small(4)
+	m.Calibration = NewCalibration([]float32{1, 2, 3}, []int32{0, 1, 0})
+	file, err := m.Encode()
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(file)
-	f.Add(withHeader(file, func(h string) string { return strings.Replace(h, "3200", "9999", 1) }))
-	f.Add([]byte{2, 0, 0, 0, 0, 0, 0, 0, '{', '}'})
-	f.Fuzz(func(t *testing.T, file []byte) {
-		m, err := decode(file)
+	n := 8 + binary.LittleEndian.Uint64(file)
+	header, body := string(file[8:n]), file[n:]
+	digest := func(body []byte) string {
+		sum := sha256.Sum256(body)
+		return hex.EncodeToString(sum[:])
+	}
+	f.Add(header, body)
+	if header = strings.Replace(header, digest(body), "DIGEST", 1); !strings.Contains(header, "DIGEST") {
+		f.Fatal("the header does not hold the digest")
+	}
+	f.Add(header, body)
+	f.Add(strings.Replace(header, "[12,24]", "[11,23]", 1), body)
+	f.Add("{}", []byte{})
+	f.Fuzz(func(t *testing.T, header string, body []byte) {
+		header = strings.Replace(header, "DIGEST", digest(body), 1)
+		file := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
+		m, err := decode(append(append(file, header...), body...))
 		if err != nil {
 			return
 		}

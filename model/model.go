@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"time"
+	"unicode/utf8"
 
 	"gorgonia.org/tensor"
 )
@@ -84,6 +85,9 @@ func (m *Model) validate() error {
 		if name == "" || seen[name] {
 			return fmt.Errorf("class name %q is empty or not unique", name)
 		}
+		if !utf8.ValidString(name) {
+			return fmt.Errorf("class name %q is not UTF-8", name)
+		}
 		seen[name] = true
 	}
 	p, d := m.PrototypeData(), m.Dim()
@@ -107,13 +111,8 @@ func (m *Model) validate() error {
 			return fmt.Errorf("%s %g must be positive and finite", v.name, v.value)
 		}
 	}
-	for _, v := range []struct {
-		name  string
-		value float64
-	}{{"alpha", m.Alpha}, {"delta", m.Delta}} {
-		if !(v.value > 0 && v.value < 1) {
-			return fmt.Errorf("%s %g must be between 0 and 1", v.name, v.value)
-		}
+	if err := validateRates(m.Alpha, m.Delta); err != nil {
+		return err
 	}
 	return m.Calibration.validate(m.NumClasses())
 }

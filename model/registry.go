@@ -151,28 +151,30 @@ type Event struct {
 	Detail string `json:"detail,omitempty"`
 }
 
-// History returns the events, oldest first. Lines that a crash tore are left
-// out; torn counts them.
-func (r *Registry) History(ctx context.Context) (events []Event, torn int, err error) {
+// History returns the events, oldest first. Lines that cannot be read are left
+// out; torn holds their numbers, from 1.
+func (r *Registry) History(ctx context.Context) (events []Event, torn []int, err error) {
 	text, err := r.store.get(ctx, historyName)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, 0, r.wrap("read "+historyName, err)
+		return nil, nil, r.wrap("read "+historyName, err)
 	}
 	events, torn = decodeHistory(text)
 	return events, torn, nil
 }
 
-func decodeHistory(text []byte) (events []Event, torn int) {
+func decodeHistory(text []byte) (events []Event, torn []int) {
+	number := 0
 	for line := range bytes.Lines(text) {
+		number++
 		if len(bytes.TrimSpace(line)) == 0 {
 			continue
 		}
 		var e Event
 		if json.Unmarshal(line, &e) != nil || e.Kind == "" || (e.Version != "" && !isVersion(e.Version)) {
-			torn++
+			torn = append(torn, number)
 			continue
 		}
 		events = append(events, e)
@@ -203,7 +205,7 @@ func (r *Registry) Record(ctx context.Context, e Event) error {
 }
 
 // Add writes a model's file without putting it into service, and returns its
-// version. A model that is there already is left as it is.
+// version. Adding it again writes the same bytes.
 func (r *Registry) Add(ctx context.Context, m *Model) (string, error) {
 	file, err := m.Encode()
 	if err != nil {
@@ -256,28 +258,39 @@ func (r *Registry) Rollback(ctx context.Context) (string, error) {
 }
 
 // previousVersion replays the history as a stack: what was put into service
-// goes on top, and a rollback takes the top away.
+// goes on top, and a rollback takes the top away. What each event, and at last
+// CURRENT, says was in service corrects what died between the two.
 func previousVersion(events []Event, current string) string {
 	var stack []string
 	for _, e := range events {
 		switch e.Kind {
 		case EventPublished, EventPromoted:
-			if len(stack) == 0 || stack[len(stack)-1] != e.Version {
+			if stack = cutTo(stack, e.Previous); e.Version != e.Previous {
 				stack = append(stack, e.Version)
 			}
 		case EventRolledBack:
-			if len(stack) > 1 {
-				stack = stack[:len(stack)-1]
-			}
+			stack = cutTo(stack, e.Previous)
+			stack = cutTo(stack[:max(0, len(stack)-1)], e.Version)
 		}
 	}
-	for len(stack) > 0 && stack[len(stack)-1] == current {
-		stack = stack[:len(stack)-1]
-	}
-	if len(stack) == 0 {
+	stack = cutTo(stack, current)
+	if len(stack) < 2 {
 		return ""
 	}
-	return stack[len(stack)-1]
+	return stack[len(stack)-2]
+}
+
+// cutTo returns the stack with version on top: cut where it holds it.
+func cutTo(stack []string, version string) []string {
+	if version == "" {
+		return nil
+	}
+	for i := len(stack) - 1; i >= 0; i-- {
+		if stack[i] == version {
+			return stack[:i+1]
+		}
+	}
+	return append(stack, version)
 }
 
 func (r *Registry) putInService(ctx context.Context, version string, e Event) error {

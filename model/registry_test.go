@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,7 +83,7 @@ func TestRegistry(t *testing.T) {
 		t.Fatalf("list: %v, %v", versions, err)
 	}
 	events, torn, err := r.History(t.Context())
-	if err != nil || torn != 0 {
+	if err != nil || torn != nil {
 		t.Fatal(torn, err)
 	}
 	var kinds []string
@@ -120,11 +121,60 @@ func TestRegistryInterruptedPublication(t *testing.T) {
 	next := publish(t, r, 3)
 	wantCurrent(t, r, next)
 	events, torn, err := r.History(t.Context())
-	if err != nil || torn != 1 || len(events) != 2 {
-		t.Fatalf("%d events, %d torn, %v; want 2, 1", len(events), torn, err)
+	if err != nil || !slices.Equal(torn, []int{2}) || len(events) != 2 {
+		t.Fatalf("%d events, torn lines %v, %v; want 2 and line 2", len(events), torn, err)
 	}
 	if got, err := r.Rollback(t.Context()); err != nil || got != old {
 		t.Fatalf("rollback to %q, %v; want %q", got, err, old)
+	}
+}
+
+// A publication that died after the history and before CURRENT was never in
+// service: a rollback must not bring it there.
+func TestRollbackSkipsWhatWasNeverInService(t *testing.T) {
+	r, dir := newRegistry(t)
+	current := filepath.Join(dir, currentName)
+	dies := func(seed float32) {
+		t.Helper()
+		before, err := os.ReadFile(current)
+		if err != nil {
+			t.Fatal(err)
+		}
+		publish(t, r, seed)
+		if err := os.WriteFile(current, before, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantRollback := func(want string) {
+		t.Helper()
+		if got, err := r.Rollback(t.Context()); err != nil || got != want {
+			t.Fatalf("rollback to %q, %v; want %q", got, err, want)
+		}
+		wantCurrent(t, r, want)
+	}
+	a, b := publish(t, r, 1), publish(t, r, 2)
+	dies(3)
+	wantCurrent(t, r, b)
+	wantRollback(a)
+	d := publish(t, r, 4)
+	dies(5)
+	publish(t, r, 6)
+	wantRollback(d)
+	wantRollback(a)
+}
+
+// A rollback that died after the history is done again by the next.
+func TestRollbackThatDied(t *testing.T) {
+	r, dir := newRegistry(t)
+	a, b := publish(t, r, 1), publish(t, r, 2)
+	if _, err := r.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, currentName), []byte(b), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Rollback(t.Context()); err != nil || got != a {
+		t.Fatalf("rollback to %q, %v; want %q", got, err, a)
 	}
 }
 

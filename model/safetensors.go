@@ -79,18 +79,18 @@ func decodeSafetensors(file []byte) (metadata map[string]string, tensors map[str
 	}
 	tensors = make(map[string]rawTensor, len(fields))
 	var spans []rawSpan
-	for name, text := range fields {
-		if name == "__metadata__" {
-			if err := json.Unmarshal(text, &metadata); err != nil {
-				return nil, nil, nil, fmt.Errorf("header: __metadata__: %w, expected an object of strings", err)
+	for _, f := range fields {
+		if f.key == "__metadata__" {
+			if metadata, err = decodeMetadata(f.value); err != nil {
+				return nil, nil, nil, fmt.Errorf("header: __metadata__: %w", err)
 			}
 			continue
 		}
-		t, span, err := decodeEntry(name, text, body)
+		t, span, err := decodeEntry(f.key, f.value, body)
 		if err != nil {
-			return nil, nil, nil, fmt.Errorf("header: tensor %q: %w", name, err)
+			return nil, nil, nil, fmt.Errorf("header: tensor %q: %w", f.key, err)
 		}
-		tensors[name] = t
+		tensors[f.key] = t
 		spans = append(spans, span)
 	}
 	slices.SortFunc(spans, func(a, b rawSpan) int {
@@ -114,16 +114,41 @@ type rawSpan struct {
 	begin, end int
 }
 
-func decodeEntry(name string, text json.RawMessage, body []byte) (rawTensor, rawSpan, error) {
-	var e struct {
-		Dtype   string `json:"dtype"`
-		Shape   []int  `json:"shape"`
-		Offsets []int  `json:"data_offsets"`
+func decodeMetadata(text []byte) (map[string]string, error) {
+	fields, err := objectFields(text)
+	if err != nil {
+		return nil, err
 	}
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&e); err != nil {
+	metadata := make(map[string]string, len(fields))
+	for _, f := range fields {
+		var s *string
+		if err := json.Unmarshal(f.value, &s); err != nil || s == nil {
+			return nil, fmt.Errorf("%s is %.40s, expected a string", f.key, f.value)
+		}
+		metadata[f.key] = *s
+	}
+	return metadata, nil
+}
+
+func decodeEntry(name string, text []byte, body []byte) (rawTensor, rawSpan, error) {
+	var e struct {
+		Dtype   string
+		Shape   []int
+		Offsets []int
+	}
+	fields, err := objectFields(text)
+	if err != nil {
 		return rawTensor{}, rawSpan{}, err
+	}
+	known := map[string]any{"dtype": &e.Dtype, "shape": &e.Shape, "data_offsets": &e.Offsets}
+	for _, f := range fields {
+		to, ok := known[f.key]
+		if !ok {
+			return rawTensor{}, rawSpan{}, fmt.Errorf("key %q is unknown", f.key)
+		}
+		if err := json.Unmarshal(f.value, to); err != nil {
+			return rawTensor{}, rawSpan{}, fmt.Errorf("%s: %w", f.key, err)
+		}
 	}
 	size, ok := dtypeSizes[e.Dtype]
 	if !ok {
@@ -144,14 +169,20 @@ func decodeEntry(name string, text json.RawMessage, body []byte) (rawTensor, raw
 	return rawTensor{name, e.Dtype, e.Shape, body[e.Offsets[0]:e.Offsets[1]]}, rawSpan{name, e.Offsets[0], e.Offsets[1]}, nil
 }
 
+type field struct {
+	key   string
+	value json.RawMessage
+}
+
 // objectFields splits a JSON object into its fields, and refuses a key that
 // comes twice: encoding/json would quietly take the last.
-func objectFields(text []byte) (map[string]json.RawMessage, error) {
+func objectFields(text []byte) ([]field, error) {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
 		return nil, errors.New("not a JSON object")
 	}
-	fields := make(map[string]json.RawMessage)
+	var fields []field
+	seen := make(map[string]bool)
 	for dec.More() {
 		key, err := dec.Token()
 		if err != nil {
@@ -161,14 +192,15 @@ func objectFields(text []byte) (map[string]json.RawMessage, error) {
 		if !ok {
 			return nil, fmt.Errorf("key %v is not a string", key)
 		}
-		if _, twice := fields[name]; twice {
+		if seen[name] {
 			return nil, fmt.Errorf("key %q comes twice", name)
 		}
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
 			return nil, err
 		}
-		fields[name] = value
+		seen[name] = true
+		fields = append(fields, field{name, value})
 	}
 	if _, err := dec.Token(); err != nil {
 		return nil, err
