@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -53,7 +54,41 @@ Exit codes: 0 success, 1 failure, 2 wrong usage or configuration,
 		newDemoCommand(), newRunCommand(), newRetrainCommand(), newTrainCommand(), newEvalCommand(), newScoreCommand(),
 		newModelCommand(), newConfigCommand(), newBenchCommand(), newVersionCommand(),
 	)
+	refuseWrongUsage(root)
 	return root
+}
+
+// refuseWrongUsage gives what cobra refuses before a command runs the exit code
+// of wrong usage, in cmd and all below it.
+func refuseWrongUsage(cmd *cobra.Command) {
+	usage := func(cmd *cobra.Command, err error) error {
+		if err == nil {
+			return nil
+		}
+		return withExit(exitUsage, fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath()))
+	}
+	args := cmd.Args
+	if cmd.HasSubCommands() {
+		cmd.SuggestionsMinimumDistance = 2
+		args = unknownCommand
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	cmd.Args = func(cmd *cobra.Command, given []string) error { return usage(cmd, args(cmd, given)) }
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return usage(cmd, cmd.ValidateRequiredFlags()) }
+	for _, sub := range cmd.Commands() {
+		refuseWrongUsage(sub)
+	}
+}
+
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		text += "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return errors.New(text)
 }
 
 func main() {

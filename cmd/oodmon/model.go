@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -36,8 +37,24 @@ func loadModel(ctx context.Context, location string) (*model.Model, error) {
 }
 
 func addRateFlags(f *pflag.FlagSet, alpha, delta *float64) {
-	f.Float64Var(alpha, "alpha", .01, "the false-positive rate: the share of in-distribution records that may be flagged")
-	f.Float64Var(delta, "delta", .05, "the rate holds with probability 1-delta over the draw of the calibration records")
+	*alpha, *delta = .01, .05
+	f.Var((*share)(alpha), "alpha", "the false-positive rate: the share of in-distribution records that may be flagged")
+	f.Var((*share)(delta), "delta", "the rate holds with probability 1-delta over the draw of the calibration records")
+}
+
+// A share is a flag between 0 and 1, both excluded.
+type share float64
+
+func (s *share) String() string { return strconv.FormatFloat(float64(*s), 'g', -1, 64) }
+func (s *share) Type() string   { return "float" }
+
+func (s *share) Set(text string) error {
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(v > 0 && v < 1) {
+		return errors.New("it must be a number between 0 and 1")
+	}
+	*s = share(v)
+	return nil
 }
 
 func must(err error) {
@@ -105,8 +122,11 @@ func describe(m *model.Model, current string) (modelInfo, error) {
 func newModelListCommand(registry *string) *cobra.Command {
 	asJSON := false
 	cmd := &cobra.Command{
-		Use:     "list --registry DIR",
-		Short:   "List the models of a registry, the newest first",
+		Use:   "list --registry DIR",
+		Short: "List the models of a registry, the newest first",
+		Long: `list shows the models of a registry, the newest first; a star marks the one in
+service. A damaged file does not hide the others: it is named, and the exit code
+is 1.`,
 		Example: "  oodmon model list --registry /var/lib/oodmon/registry",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -123,20 +143,23 @@ func newModelListCommand(registry *string) *cobra.Command {
 				return err
 			}
 			all := []modelInfo{}
+			var damaged error
 			for _, version := range versions {
 				m, err := models.Load(cmd.Context(), version)
 				if err != nil {
-					return err
+					damaged = errors.Join(damaged, err)
+					continue
 				}
 				info, err := describe(m, current)
 				if err != nil {
-					return err
+					damaged = errors.Join(damaged, err)
+					continue
 				}
 				all = append(all, info)
 			}
 			slices.SortStableFunc(all, func(a, b modelInfo) int { return b.Created.Compare(a.Created) })
 			if asJSON {
-				return writeJSON(cmd.OutOrStdout(), all)
+				return errors.Join(writeJSON(cmd.OutOrStdout(), all), damaged)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "\tVERSION\tCREATED\tDETECTOR\tCLASSES\tDIM\tALPHA\tPARENT")
@@ -147,7 +170,7 @@ func newModelListCommand(registry *string) *cobra.Command {
 				}
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%g\t%s\n", mark, m.Version, m.Created.Format(time.RFC3339), m.Detector, len(m.Classes), m.Dim, m.Alpha, m.Parent)
 			}
-			return w.Flush()
+			return errors.Join(w.Flush(), damaged)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")

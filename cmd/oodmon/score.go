@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 
@@ -24,8 +25,9 @@ func newScoreCommand() *cobra.Command {
 		Short: "Score files of embeddings",
 		Long: `score writes one row for each embedding: id, score (larger is more out of
 distribution), p_value, ood, class (the nearest), and where it came from: topic is
-the file, offset its row. A row that has no score, because it is not finite or all
-zero, is left out; standard error names the first ones and their number.
+the file, offset its row, counted from 0. A row that has no score, because it is
+not finite or its norm is under 1e-12, is left out; standard error names the first
+ones and their number, and the exit code stays 0.
 
 Files are Arrow IPC, Parquet, NumPy or JSON lines; - is standard input, in the
 format of --input-format. MODEL is a model file, or a registry.`,
@@ -48,7 +50,7 @@ format of --input-format. MODEL is a model file, or a registry.`,
 			}
 			w, err := sink.NewWriter(format, out, featurizer.ScoreSchema(0))
 			if err != nil {
-				return withExit(exitUsage, errors.Join(fmt.Errorf("--format: %w", err), finish(err)))
+				return withExit(exitUsage, finish(fmt.Errorf("--format: %w", err)))
 			}
 			run := scoring{scorer: s, model: m, writer: w, builder: scorer.NewRecordBuilder(0), stderr: cmd.ErrOrStderr()}
 			for _, path := range args {
@@ -63,7 +65,7 @@ format of --input-format. MODEL is a model file, or a registry.`,
 				return nil // whoever reads has seen enough
 			}
 			if err == nil && run.skipped > 0 {
-				fmt.Fprintf(cmd.ErrOrStderr(), "oodmon: %d of %d rows have no score: they are not finite or have a norm under 1e-12\n", run.skipped, run.rows)
+				fmt.Fprintf(cmd.ErrOrStderr(), "oodmon: %d of %d rows have no score\n", run.skipped, run.rows)
 			}
 			return err
 		},
@@ -77,25 +79,34 @@ format of --input-format. MODEL is a model file, or a registry.`,
 	return cmd
 }
 
-// openOutput returns where to write, and what ends it: it flushes, and takes a
-// half-written file away.
+// openOutput returns where to write, and what ends it with the error so far. A
+// file is replaced at the end and all at once, so that a failure leaves the old
+// one; what is no file, like a pipe, is written to.
 func openOutput(cmd *cobra.Command, path string) (io.Writer, func(error) error, error) {
-	var file io.Writer = cmd.OutOrStdout()
-	var created *os.File
-	if path != "-" {
-		f, err := os.Create(path)
+	if path == "-" {
+		w := bufio.NewWriterSize(cmd.OutOrStdout(), 1<<16)
+		return w, func(err error) error { return errors.Join(err, w.Flush()) }, nil
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
 			return nil, nil, fmt.Errorf("--output: %w", err)
 		}
-		file, created = f, f
+		w := bufio.NewWriterSize(f, 1<<16)
+		return w, func(err error) error { return errors.Join(err, w.Flush(), f.Close()) }, nil
 	}
-	w := bufio.NewWriterSize(file, 1<<16)
+	f, err := os.CreateTemp(filepath.Dir(path), ".oodmon-*")
+	if err != nil {
+		return nil, nil, fmt.Errorf("--output: %w", err)
+	}
+	w := bufio.NewWriterSize(f, 1<<16)
 	return w, func(err error) error {
-		err = errors.Join(err, w.Flush())
-		if created != nil {
-			if err = errors.Join(err, created.Close()); err != nil {
-				err = errors.Join(err, os.Remove(path))
-			}
+		err = errors.Join(err, w.Flush(), f.Chmod(0o644), f.Close())
+		if err == nil {
+			err = os.Rename(f.Name(), path)
+		}
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
 		}
 		return err
 	}, nil
@@ -116,12 +127,14 @@ type scoring struct {
 const maxNamed = 10
 
 func (s *scoring) file(cmd *cobra.Command, path, inputFormat string) (err error) {
+	name := path
 	var r *featurizer.FileReader
 	if path == "-" {
+		name = "standard input"
 		if !slices.Contains(featurizer.Formats, inputFormat) {
 			return withExit(exitUsage, fmt.Errorf("--input-format: %q is not one of %q", inputFormat, featurizer.Formats))
 		}
-		r, err = featurizer.ReadStream("standard input", inputFormat, cmd.InOrStdin())
+		r, err = featurizer.ReadStream(name, inputFormat, cmd.InOrStdin())
 	} else {
 		r, err = featurizer.OpenFile(path)
 	}
@@ -129,7 +142,7 @@ func (s *scoring) file(cmd *cobra.Command, path, inputFormat string) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	for cmd.Context().Err() == nil {
+	for first := 0; cmd.Context().Err() == nil; {
 		rec, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -137,16 +150,19 @@ func (s *scoring) file(cmd *cobra.Command, path, inputFormat string) (err error)
 		if err != nil {
 			return err
 		}
-		err = s.record(path, rec)
+		rows := int(rec.NumRows())
+		err = s.record(path, name, first, rec)
 		rec.Release()
 		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
+		first += rows
 	}
-	return fmt.Errorf("score %s: %w", path, cmd.Context().Err())
+	return fmt.Errorf("score %s: %w", name, cmd.Context().Err())
 }
 
-func (s *scoring) record(path string, rec arrow.Record) error {
+// record writes the scores of a record that begins at row first of its file.
+func (s *scoring) record(path, name string, first int, rec arrow.Record) error {
 	if err := s.scorer.Score(&s.workspace, rec, &s.scores); err != nil {
 		return err
 	}
@@ -155,7 +171,7 @@ func (s *scoring) record(path string, rec arrow.Record) error {
 			continue
 		}
 		if s.skipped++; s.skipped <= maxNamed {
-			fmt.Fprintf(s.stderr, "oodmon: %s: row %d has no direction: it is not finite or has a norm under 1e-12\n", path, s.rows+i)
+			fmt.Fprintf(s.stderr, "oodmon: %s: row %d has no direction: it is not finite or has a norm under 1e-12\n", name, first+i)
 		}
 	}
 	s.rows += int(rec.NumRows())
