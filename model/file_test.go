@@ -101,13 +101,14 @@ func TestReadRefuses(t *testing.T) {
 		})
 	}
 	for want, bytes := range map[string][]byte{
-		"the file has 3 bytes: too short for a safetensors file":   file[:3],
-		"the header claims 9223372036854775807 bytes of a file":    append([]byte{255, 255, 255, 255, 255, 255, 255, 127}, file[8:]...),
-		"header: not a JSON object":                                withHeader(file, func(string) string { return "[]" }),
-		"something follows the JSON object":                        withHeader(file, func(h string) string { return h + "{}" }),
-		`key "prototypes" comes twice`:                             withHeader(file, func(h string) string { return strings.TrimSpace(h[:strings.LastIndex(h, "}")]) + `,"prototypes":{}}` }),
-		"tensors end at byte 3228 of 3229":                         append(append([]byte(nil), file...), 0),
-		"tensors must neither overlap nor leave gaps":              replace(`"dtype":"F32","shape":[1],"data_offsets":[3200,3204]`, `"dtype":"F32","shape":[1],"data_offsets":[3196,3200]`),
+		"the file has 3 bytes: too short for a safetensors file": file[:3],
+		"the header claims 9223372036854775807 bytes of a file":  append([]byte{255, 255, 255, 255, 255, 255, 255, 127}, file[8:]...),
+		"header: not a JSON object":                              withHeader(file, func(string) string { return "[]" }),
+		"something follows the JSON object":                      withHeader(file, func(h string) string { return h + "{}" }),
+		`key "prototypes" comes twice`:                           withHeader(file, func(h string) string { return strings.TrimSpace(h[:strings.LastIndex(h, "}")]) + `,"prototypes":{}}` }),
+		"tensors end at byte 3228 of 3229":                       append(append([]byte(nil), file...), 0),
+		`tensor "distance_scale" begins at byte 3196, expected 3200: tensors must neither overlap nor leave gaps`:     replace(`"dtype":"F32","shape":[1],"data_offsets":[3200,3204]`, `"dtype":"F32","shape":[1],"data_offsets":[3196,3200]`),
+		`tensor "calibration.scores" begins at byte 1604, expected 1600: tensors must neither overlap nor leave gaps`: replace(`"shape":[400],"data_offsets":[1600,3200]`, `"shape":[399],"data_offsets":[1604,3200]`),
 		`dtype "F31" is unknown`:                                   replace(`"dtype":"F32","shape":[1]`, `"dtype":"F31","shape":[1]`),
 		"needs 16 bytes, but data_offsets [3200 3204] hold 4":      replace(`"shape":[1]`, `"shape":[4]`),
 		"shape [4000000000 4000000000] is out of bounds":           replace(`"shape":[1]`, `"shape":[4000000000,4000000000]`),

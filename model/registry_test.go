@@ -75,6 +75,10 @@ func TestRegistry(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCurrent(t, r, c)
+	publish(t, r, 3) // the same once more is no other model to roll back to
+	if got, err := r.Rollback(t.Context()); err != nil || got != a {
+		t.Fatalf("rollback to %q, %v; want %q", got, err, a)
+	}
 	if err := r.Promote(t.Context(), "0123456789ab"); !errors.Is(err, ErrNotFound) {
 		t.Fatalf("promotion of a version that is not there: %v", err)
 	}
@@ -90,7 +94,7 @@ func TestRegistry(t *testing.T) {
 	for _, e := range events {
 		kinds = append(kinds, string(e.Kind))
 	}
-	if got := strings.Join(kinds, ","); got != "published,published,published,rolled back,rolled back,promoted" {
+	if got := strings.Join(kinds, ","); got != "published,published,published,rolled back,rolled back,promoted,published,rolled back" {
 		t.Errorf("history: %s", got)
 	}
 	if events[1].Previous != a || events[1].Version != b {

@@ -237,6 +237,21 @@ func TestDecision(t *testing.T) {
 	}
 }
 
+// A row without a score must not show the decision on the row that was there.
+func TestInvalidRowIsNeverOOD(t *testing.T) {
+	s := scorerOf(t, calibrated([]float32{1, 0}, 2, 5))
+	var w Workspace
+	var out Scores
+	for _, x := range [][]float32{{-1, 0}, {0, 0}} {
+		if err := s.Score(&w, record(t, x, 2), &out); err != nil {
+			t.Fatal(err)
+		}
+		if out.OOD[0] != (x[0] == -1) {
+			t.Errorf("%v: ood %v", x, out.OOD[0])
+		}
+	}
+}
+
 // Scores are reused: what an earlier, longer record left must not show.
 func TestScoreOfSlicesAndReuse(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
