@@ -15,7 +15,7 @@ const (
 	kindDeadLetter = "dead_letter"
 )
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer, reasons []string) *metrics {
 	counters := func(name, help, label string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 		reg.MustRegister(c)
@@ -34,6 +34,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, kind := range []string{kindScores, kindDeadLetter} {
 		m.messages.WithLabelValues(kind)
 		m.errors.WithLabelValues(kind)
+	}
+	for _, reason := range reasons {
+		m.deadLetters.WithLabelValues(reason)
 	}
 	return m
 }

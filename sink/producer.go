@@ -3,12 +3,11 @@ package sink
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"slices"
-	"strconv"
+	"math"
 	"sync"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 )
 
 // Config names the topics and the form of what is published.
@@ -27,24 +27,13 @@ type Config struct {
 	DeadLetterTopic string
 	// Format is json (one message a row) or arrow (one IPC stream a batch).
 	Format string
+	// Reasons are those that letters may have. Their counters begin at 0, so
+	// that the first letter is seen as an increase.
+	Reasons []string
 }
 
 // A Header is one header of a record.
 type Header = kafka.Header
-
-// A Letter is a record, or a row of one, that could not be scored.
-type Letter struct {
-	Topic     string
-	Partition int32
-	Offset    int64
-	Row       int32 // -1: the whole message
-	Time      time.Time
-	Key       []byte
-	Value     []byte
-	Headers   []Header
-	Reason    string // a bounded set of words: it is a metric's label
-	Err       error
-}
 
 // maxRequest is the size of the messages in one request: below the default of
 // a broker's max.message.bytes, which bounds the whole.
@@ -53,23 +42,42 @@ const maxRequest = 900 << 10
 const firstPause, lastPause = 100 * time.Millisecond, 5 * time.Second
 
 // A Producer publishes synchronously: what it returned nil for is acknowledged
-// by all in-sync replicas. It may be shared.
+// by all in-sync replicas. A request whose acknowledgement was lost is known by
+// its producer id and sequence when it comes again, and not appended twice. Each
+// input partition has a producer id of its own, so that their writers don't wait
+// for one another.
 type Producer struct {
 	cfg     Config
 	conn    *kafkaconn.Client
 	metrics *metrics
 	log     *slog.Logger
-	scratch sync.Pool // of *batch
 
 	mu         sync.Mutex
-	partitions map[string]int
+	partitions map[string]int  // of the topics
+	limits     map[string]int  // bytes of a request, where a topic takes fewer than maxRequest
+	writers    map[int]*writer // by input partition
 }
 
-// A batch is the messages of one Write. Keys and values point into buf.
-type batch struct {
-	buf     []byte
-	ends    [][2]int // of each message, where its key and its value end in buf
-	records []kafka.Record
+// A writer publishes what came from one input partition.
+type writer struct {
+	*Producer
+	mu        sync.Mutex // held from Write's or DeadLetter's start to its end
+	partition int
+
+	id    int64 // -1: none yet
+	epoch int16
+	next  map[target]int32 // sequence numbers
+
+	buf      []byte   // keys and values
+	ends     [][2]int // of each message, where its key and its value end in buf
+	messages []message
+	batch    []byte
+}
+
+// A target is an output partition.
+type target struct {
+	topic     string
+	partition int
 }
 
 // New checks the configuration. It doesn't connect.
@@ -78,9 +86,22 @@ func New(cfg Config, conn *kafkaconn.Client, reg prometheus.Registerer, log *slo
 		return nil, fmt.Errorf("sink: format %q is neither json nor arrow", cfg.Format)
 	}
 	return &Producer{
-		cfg: cfg, conn: conn, metrics: newMetrics(reg), log: log, partitions: make(map[string]int),
-		scratch: sync.Pool{New: func() any { return new(batch) }},
+		cfg: cfg, conn: conn, metrics: newMetrics(reg, cfg.Reasons), log: log,
+		partitions: make(map[string]int), limits: make(map[string]int), writers: make(map[int]*writer),
 	}, nil
+}
+
+// writer returns the locked writer of an input partition.
+func (p *Producer) writer(partition int) *writer {
+	p.mu.Lock()
+	w := p.writers[partition]
+	if w == nil {
+		w = &writer{Producer: p, partition: partition, id: -1}
+		p.writers[partition] = w
+	}
+	p.mu.Unlock()
+	w.mu.Lock()
+	return w
 }
 
 // Write publishes the rows of a score record, in order. partition is the input
@@ -88,12 +109,14 @@ func New(cfg Config, conn *kafkaconn.Client, reg prometheus.Registerer, log *slo
 // number of output partitions. A failure is tried again until ctx is done; only
 // what no attempt can mend is returned before.
 func (p *Producer) Write(ctx context.Context, partition int, rec arrow.Record) error {
-	if p.cfg.Format == "arrow" {
-		return p.writeArrow(ctx, partition, rec)
+	if rec.NumRows() == 0 {
+		return nil
 	}
-	b := p.scratch.Get().(*batch)
-	defer p.scratch.Put(b)
-	b.reset()
+	w := p.writer(partition)
+	defer w.mu.Unlock()
+	if p.cfg.Format == "arrow" {
+		return w.writeArrow(ctx, rec)
+	}
 	id, err := columnOf[*array.String](rec, "id")
 	if err != nil {
 		return err
@@ -102,71 +125,67 @@ func (p *Producer) Write(ctx context.Context, partition int, rec arrow.Record) e
 	if err != nil {
 		return err
 	}
+	w.buf, w.ends, w.messages = w.buf[:0], w.ends[:0], w.messages[:0]
 	for row := range int(rec.NumRows()) {
-		b.buf = append(b.buf, id.Value(row)...)
-		key := len(b.buf)
-		b.buf = enc.append(b.buf, row)
-		b.ends = append(b.ends, [2]int{key, len(b.buf)})
+		w.buf = append(w.buf, id.Value(row)...)
+		key := len(w.buf)
+		w.buf = enc.append(w.buf, row)
+		w.ends = append(w.ends, [2]int{key, len(w.buf)})
 	}
-	return p.publish(ctx, kindScores, p.cfg.Topic, partition, b.messages(jsonContentType))
-}
-
-func (b *batch) reset() { b.buf, b.ends, b.records = b.buf[:0], b.ends[:0], b.records[:0] }
-
-// messages returns the records once buf no longer grows.
-func (b *batch) messages(contentType string) []kafka.Record {
-	headers := []kafka.Header{{Key: "content-type", Value: []byte(contentType)}}
 	start := 0
-	for _, end := range b.ends {
-		b.records = append(b.records, kafka.Record{
-			Key: kafka.NewBytes(b.buf[start:end[0]]), Value: kafka.NewBytes(b.buf[end[0]:end[1]]), Headers: headers,
-		})
+	for _, end := range w.ends { // now that buf no longer moves
+		w.messages = append(w.messages, message{key: w.buf[start:end[0]], value: w.buf[end[0]:end[1]], headers: jsonHeaders})
 		start = end[1]
 	}
-	return b.records
+	return w.publish(ctx, kindScores, p.cfg.Topic, w.messages)
 }
+
+var (
+	jsonHeaders  = []Header{{Key: "content-type", Value: []byte(jsonContentType)}}
+	arrowHeaders = []Header{{Key: "content-type", Value: []byte(ArrowContentType)}}
+)
 
 // writeArrow publishes the rows as one IPC stream, or as several where it would
 // be too large.
-func (p *Producer) writeArrow(ctx context.Context, partition int, rec arrow.Record) error {
-	rows := rec.NumRows()
-	if rows == 0 {
-		return nil
-	}
+func (w *writer) writeArrow(ctx context.Context, rec arrow.Record) error {
 	var buf bytes.Buffer
-	w := ipc.NewWriter(&buf, ipc.WithSchema(rec.Schema()))
-	if err := errors.Join(w.Write(rec), w.Close()); err != nil {
+	out := ipc.NewWriter(&buf, ipc.WithSchema(rec.Schema()))
+	if err := errors.Join(out.Write(rec), out.Close()); err != nil {
 		return fmt.Errorf("encode scores as Arrow: %w", err)
 	}
-	if buf.Len() > maxRequest && rows > 1 {
-		for _, part := range [][2]int64{{0, rows / 2}, {rows / 2, rows}} {
-			half := rec.NewSlice(part[0], part[1])
-			err := p.writeArrow(ctx, partition, half)
-			half.Release()
-			if err != nil {
-				return err
-			}
+	rows := rec.NumRows()
+	one := []message{{value: buf.Bytes(), headers: arrowHeaders}}
+	if rows == 1 || one[0].size() <= w.limit(w.cfg.Topic) {
+		err := w.publish(ctx, kindScores, w.cfg.Topic, one)
+		if rows == 1 || !errors.Is(err, kafka.MessageSizeTooLarge) {
+			return err
 		}
-		return nil
 	}
-	return p.publish(ctx, kindScores, p.cfg.Topic, partition, []kafka.Record{{
-		Value: kafka.NewBytes(buf.Bytes()), Headers: []kafka.Header{{Key: "content-type", Value: []byte(ArrowContentType)}},
-	}})
+	for _, part := range [][2]int64{{0, rows / 2}, {rows / 2, rows}} {
+		half := rec.NewSlice(part[0], part[1])
+		err := w.writeArrow(ctx, half)
+		half.Release()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DeadLetter publishes what could not be scored: the message as it was, with
 // headers that say where it came from and why it is here. A message that the
-// topic does not take is cut short, and a header says how long it was.
+// topic does not take is cut short, and a header says how long it was. Of a
+// message with several bad rows only the first letter has the value.
 func (p *Producer) DeadLetter(ctx context.Context, partition int, letters []Letter) error {
-	records := make([]kafka.Record, len(letters))
+	w := p.writer(partition)
+	defer w.mu.Unlock()
+	w.messages = w.messages[:0]
 	for i := range letters {
-		records[i] = letters[i].record(len(letters[i].Value))
+		l := &letter{Letter: &letters[i], keep: len(letters[i].Value)}
+		l.omitted = i > 0 && letters[i-1].Offset == letters[i].Offset && letters[i-1].Partition == letters[i].Partition
+		w.messages = append(w.messages, l.message())
 	}
-	err := p.publish(ctx, kindDeadLetter, p.cfg.DeadLetterTopic, partition, records)
-	if errors.Is(err, kafka.MessageSizeTooLarge) {
-		err = p.deadLetterSingly(ctx, partition, letters)
-	}
-	if err != nil {
+	if err := w.publish(ctx, kindDeadLetter, p.cfg.DeadLetterTopic, w.messages); err != nil {
 		return err
 	}
 	for _, l := range letters {
@@ -175,155 +194,163 @@ func (p *Producer) DeadLetter(ctx context.Context, partition int, letters []Lett
 	return nil
 }
 
-// deadLetterSingly cuts the letters that are too large, each by halves.
-func (p *Producer) deadLetterSingly(ctx context.Context, partition int, letters []Letter) error {
-	for _, l := range letters {
-		for keep := len(l.Value); ; keep /= 2 {
-			err := p.publish(ctx, kindDeadLetter, p.cfg.DeadLetterTopic, partition, []kafka.Record{l.record(keep)})
-			if err == nil {
-				break
-			}
-			if !errors.Is(err, kafka.MessageSizeTooLarge) || keep == 0 {
-				return err
-			}
-		}
+// limit returns how many bytes a request to a topic may have.
+func (p *Producer) limit(topic string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := p.limits[topic]; n > 0 {
+		return n
 	}
-	return nil
+	return maxRequest
 }
 
-// record returns the message with the first keep bytes of the value.
-func (l *Letter) record(keep int) kafka.Record {
-	headers := slices.Clone(l.Headers)
-	add := func(key, value string) { headers = append(headers, kafka.Header{Key: key, Value: []byte(value)}) }
-	add("oodmon-reason", l.Reason)
-	add("oodmon-error", l.Err.Error())
-	add("oodmon-topic", l.Topic)
-	add("oodmon-partition", strconv.Itoa(int(l.Partition)))
-	add("oodmon-offset", strconv.FormatInt(l.Offset, 10))
-	add("oodmon-row", strconv.Itoa(int(l.Row)))
-	add("oodmon-timestamp", l.Time.UTC().Format(time.RFC3339Nano))
-	if keep < len(l.Value) {
-		add("oodmon-truncated", strconv.Itoa(len(l.Value)))
-	}
-	r := kafka.Record{Headers: headers}
-	if l.Key != nil {
-		r.Key = kafka.NewBytes(l.Key)
-	}
-	if l.Value != nil {
-		r.Value = kafka.NewBytes(l.Value[:keep])
-	}
-	return r
+// refused remembers that a topic did not take that many bytes.
+func (p *Producer) refused(topic string, size int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limits[topic] = max(1<<10, min(size, maxRequest)/2)
 }
 
-// publish sends the records in order, in requests that a broker takes, and
+// publish sends the messages in order, in requests that a broker takes, and
 // returns when all are acknowledged.
-func (p *Producer) publish(ctx context.Context, kind, topic string, partition int, records []kafka.Record) error {
-	for len(records) > 0 {
-		n, size := 0, 0
-		for n < len(records) {
-			if size += recordSize(&records[n]); n > 0 && size > maxRequest {
-				break
-			}
+func (w *writer) publish(ctx context.Context, kind, topic string, messages []message) error {
+	for len(messages) > 0 {
+		limit := w.limit(topic)
+		n, size := 1, messages[0].size()
+		for n < len(messages) && size+messages[n].size() <= limit {
+			size += messages[n].size()
 			n++
 		}
-		if err := p.send(ctx, kind, topic, partition, records[:n]); err != nil {
+		err := w.send(ctx, kind, topic, messages[:n])
+		switch {
+		case err == nil:
+			w.metrics.messages.WithLabelValues(kind).Add(float64(n))
+			messages = messages[n:]
+		case !errors.Is(err, kafka.MessageSizeTooLarge) && !errors.Is(err, kafka.RecordListTooLarge):
 			return err
+		case n > 1:
+			w.refused(topic, size)
+		case messages[0].letter != nil && messages[0].letter.cut():
+			messages[0] = messages[0].letter.message()
+		default:
+			return fmt.Errorf("a message of %d bytes is larger than the topic's max.message.bytes: %w", size, err)
 		}
-		p.metrics.messages.WithLabelValues(kind).Add(float64(n))
-		records = records[n:]
 	}
 	return nil
-}
-
-func recordSize(r *kafka.Record) int {
-	const overhead = 32 // varints
-	size := overhead
-	for _, b := range []kafka.Bytes{r.Key, r.Value} {
-		if b != nil {
-			size += b.Len()
-		}
-	}
-	for _, h := range r.Headers {
-		size += len(h.Key) + len(h.Value) + 8
-	}
-	return size
 }
 
 // send makes one request, again and again until it is acknowledged or ctx is
-// done. Only what no attempt can mend is an error before. Requests that are too
-// large are halved.
-func (p *Producer) send(ctx context.Context, kind, topic string, partition int, records []kafka.Record) error {
+// done. Only what no attempt can mend is an error before.
+func (w *writer) send(ctx context.Context, kind, topic string, messages []message) error {
 	pause := firstPause
 	for {
-		target, err := p.target(ctx, topic, partition)
+		to, err := w.target(ctx, topic)
 		if err == nil {
 			start := time.Now()
-			if err = p.produce(ctx, topic, target, records); err == nil {
-				p.metrics.duration.Observe(time.Since(start).Seconds())
+			if err = w.produce(ctx, to, messages); err == nil {
+				w.metrics.duration.Observe(time.Since(start).Seconds())
 				return nil
 			}
 		}
-		err = fmt.Errorf("produce %d messages to %s[%d]: %w", len(records), topic, target, err)
-		p.metrics.errors.WithLabelValues(kind).Inc()
-		switch {
-		case errors.Is(err, kafka.MessageSizeTooLarge) && len(records) > 1:
-			half := len(records) / 2
-			if err := p.send(ctx, kind, topic, partition, records[:half]); err != nil {
-				return err
+		err = fmt.Errorf("produce %d messages to %s[%d]: %w", len(messages), topic, to.partition, err)
+		w.metrics.errors.WithLabelValues(kind).Inc()
+		if permanent(err) {
+			return err
+		}
+		if errors.Is(err, kafka.UnknownTopicOrPartition) {
+			// kafka-go's Client says so of whatever it cannot see at the moment.
+			if really := w.conn.Check(ctx, topic); errors.Is(really, kafka.UnknownTopicOrPartition) {
+				return errors.Join(err, really)
 			}
-			return p.send(ctx, kind, topic, partition, records[half:])
-		case errors.Is(err, kafka.MessageSizeTooLarge):
-			return fmt.Errorf("a message of %d bytes is larger than the topic's max.message.bytes: %w", recordSize(&records[0]), err)
-		case ctx.Err() != nil:
+		}
+		if ctx.Err() != nil {
+			w.id = -1 // whether it was appended is not known: no sequence follows
 			return errors.Join(err, context.Cause(ctx))
 		}
-		p.log.Warn("not published; trying again", "topic", topic, "partition", target, "messages", len(records), "error", err)
-		p.forget(topic)
+		w.log.Warn("not published; trying again", "topic", topic, "partition", to.partition, "messages", len(messages), "error", err)
+		w.forget(topic)
 		if kafkaconn.Sleep(ctx, pause) != nil {
+			w.id = -1
 			return errors.Join(err, context.Cause(ctx))
 		}
 		pause = min(lastPause, 2*pause)
 	}
 }
 
-func (p *Producer) produce(ctx context.Context, topic string, partition int, records []kafka.Record) error {
-	for i := range records { // an attempt before may have read them
-		for _, b := range []kafka.Bytes{records[i].Key, records[i].Value} {
-			if s, ok := b.(io.Seeker); ok {
-				if _, err := s.Seek(0, io.SeekStart); err != nil {
-					return err
-				}
-			}
+// permanent says that no attempt can mend an error.
+func permanent(err error) bool {
+	for _, class := range []kafka.Error{
+		kafka.MessageSizeTooLarge, kafka.RecordListTooLarge, kafka.InvalidTopic, kafka.TopicAuthorizationFailed, kafka.ClusterAuthorizationFailed,
+	} {
+		if errors.Is(err, class) {
+			return true
 		}
 	}
-	answer, err := p.conn.Kafka.Produce(ctx, &kafka.ProduceRequest{
-		Topic: topic, Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(records...),
+	return false
+}
+
+// produce makes one attempt.
+func (w *writer) produce(ctx context.Context, to target, messages []message) error {
+	if err := w.begin(ctx); err != nil {
+		return err
+	}
+	sequence := w.next[to]
+	w.batch = appendBatch(append(w.batch[:0], 0, 0, 0, 0), messages, time.Now(), w.id, w.epoch, sequence)
+	binary.BigEndian.PutUint32(w.batch, uint32(len(w.batch)-4)) // kafka-go wants the length before it
+	answer, err := w.conn.Kafka.RawProduce(ctx, &kafka.RawProduceRequest{
+		Topic: to.topic, Partition: to.partition, RequiredAcks: kafka.RequireAll,
+		RawRecords: protocol.RawRecordSet{Reader: bytes.NewReader(w.batch)},
 	})
 	if err != nil {
+		w.batch = nil // a request that was given up may still be written
 		return err
+	}
+	switch {
+	case answer.Error == nil || errors.Is(answer.Error, kafka.DuplicateSequenceNumber): // appended before
+		w.next[to] = int32((int64(sequence) + int64(len(messages))) & math.MaxInt32)
+		return nil
+	case errors.Is(answer.Error, kafka.OutOfOrderSequenceNumber) || errors.Is(answer.Error, kafka.UnknownProducerId) ||
+		errors.Is(answer.Error, kafka.InvalidProducerEpoch) || errors.Is(answer.Error, kafka.InvalidProducerIDMapping):
+		w.id = -1 // the broker has forgotten us, or the topic was made anew
 	}
 	return answer.Error
 }
 
-// target returns the output partition of an input partition.
-func (p *Producer) target(ctx context.Context, topic string, partition int) (int, error) {
-	p.mu.Lock()
-	n := p.partitions[topic]
-	p.mu.Unlock()
+// begin gets a producer id, where there is none.
+func (w *writer) begin(ctx context.Context) error {
+	if w.id >= 0 {
+		return nil
+	}
+	answer, err := w.conn.Kafka.InitProducerID(ctx, &kafka.InitProducerIDRequest{ProducerID: -1, ProducerEpoch: -1})
+	if err == nil {
+		err = answer.Error
+	}
+	if err != nil {
+		return fmt.Errorf("get a producer id: %w", err)
+	}
+	w.id, w.epoch, w.next = int64(answer.Producer.ProducerID), int16(answer.Producer.ProducerEpoch), make(map[target]int32)
+	return nil
+}
+
+// target returns the output partition of the writer's input partition.
+func (w *writer) target(ctx context.Context, topic string) (target, error) {
+	w.Producer.mu.Lock()
+	n := w.partitions[topic]
+	w.Producer.mu.Unlock()
 	if n == 0 {
-		meta, err := p.conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
+		meta, err := w.conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
 		if err != nil {
-			return 0, err
+			return target{}, err
 		}
 		if len(meta.Topics) != 1 || len(meta.Topics[0].Partitions) == 0 {
-			return 0, kafka.UnknownTopicOrPartition
+			return target{}, kafka.UnknownTopicOrPartition
 		}
 		n = len(meta.Topics[0].Partitions)
-		p.mu.Lock()
-		p.partitions[topic] = n
-		p.mu.Unlock()
+		w.Producer.mu.Lock()
+		w.partitions[topic] = n
+		w.Producer.mu.Unlock()
 	}
-	return partition % n, nil
+	return target{topic: topic, partition: w.partition % n}, nil
 }
 
 // forget makes target ask again.

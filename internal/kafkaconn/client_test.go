@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -220,8 +221,11 @@ func TestSASL(t *testing.T) {
 
 func TestCheckNamesTopicsAndBrokers(t *testing.T) {
 	address := broker(t)
-	wantError(t, check(t, kafkaconn.Config{Brokers: []string{address}}, "scores", "dead"),
-		"kafka topic scores does not exist: create it, or correct the configuration (broker "+address+" does not list it for this user)\nkafka topic dead does not exist")
+	err := check(t, kafkaconn.Config{Brokers: []string{address}}, "scores", "dead")
+	wantError(t, err, "kafka topic scores does not exist: create it, or correct the configuration (broker "+address+" does not list it for this user): ")
+	if !errors.Is(err, kafka.UnknownTopicOrPartition) || !strings.Contains(err.Error(), "\nkafka topic dead does not exist: ") {
+		t.Errorf("error %v, want the second topic too", err)
+	}
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
