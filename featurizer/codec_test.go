@@ -256,6 +256,7 @@ func TestRejects(t *testing.T) {
 		{"a time far away", Message{Value: []byte(`{"embedding":[1,2,3],"timestamp":1e300}`)}, -1, BadJSON, "timestamp: 1e300 is neither a time"},
 		{"deep nesting", Message{Value: []byte(`{"x":` + strings.Repeat("[", 400_000) + strings.Repeat("]", 400_000) + `,"embedding":[1,2,3]}`)}, -1, BadJSON, ""},
 		{"a wrong row among good ones", Message{Value: []byte(`[{"embedding":[1,2,3]},{"embedding":[1]},{"embedding":[1,2,3]}]`)}, 1, WrongDimension, "embedding has 1 values, expected 3"},
+		{"too many rows", Message{Value: []byte("[" + strings.Repeat("1,", 1<<16) + "1]")}, -1, TooLarge, "the message has 65537 records, at most 65536 are read"},
 		{"no rows", Message{Value: []byte(`[]`)}, -1, Empty, "no records, expected at least one"},
 		{"no Arrow rows", Message{Value: stream(t, fixedSize(3), nil)}, -1, Empty, "no records, expected at least one"},
 		{"Arrow of another dimension", Message{Value: stream(t, fixedSize(2), nil, fillFixed([][]float32{{1, 2}}))}, -1, WrongDimension, "column embedding holds 2 values a row, expected 3"},

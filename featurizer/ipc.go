@@ -16,7 +16,7 @@ import (
 
 const (
 	maxMetadata    = 64 << 10 // of a message in a topic
-	maxMessageRows = 1 << 20
+	maxMessageRows = 1 << 16
 )
 
 // decodeArrow reads an IPC stream of one or more record batches.

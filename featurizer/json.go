@@ -175,6 +175,9 @@ func (b *Builder) decodeJSON(m *Message) (err error) {
 	if len(b.rows) == 0 {
 		return reject(Empty, "no records, expected at least one")
 	}
+	if len(b.rows) > maxMessageRows {
+		return reject(TooLarge, "the message has %d records, at most %d are read", len(b.rows), maxMessageRows)
+	}
 	for i, row := range b.rows {
 		if err := b.decodeRow(m, row, int32(i)); err != nil {
 			bad := asDecodeError(err)

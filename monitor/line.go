@@ -25,6 +25,7 @@ type worker struct {
 	scores  scorer.Scores
 	results *scorer.RecordBuilder
 	letters []sink.Letter
+	held    map[int64]bool // the offsets whose message is in a letter
 }
 
 func (m *Monitor) newWorker(int) consumer.Handler {
@@ -40,7 +41,7 @@ func (m *Monitor) newWorker(int) consumer.Handler {
 	if m.cfg.Output.IncludeEmbedding {
 		embedding = dim
 	}
-	return &worker{m: m, builder: builder, results: scorer.NewRecordBuilder(embedding)}
+	return &worker{m: m, builder: builder, results: scorer.NewRecordBuilder(embedding), held: make(map[int64]bool)}
 }
 
 // Handle takes one batch of a partition down the whole line, and returns nil
@@ -130,11 +131,14 @@ func whyNoDirection(x []float32) error {
 	return fmt.Errorf("the embedding's norm is under 1e-12: it has no direction")
 }
 
-// address makes the letters of the rejects, with the messages as they came.
-// Both lists are in the order of the offsets, but for the rows without
-// direction, which follow the others.
+// address makes the letters of the rejects, with the messages as they came. Of
+// several bad rows of one message only the first letter holds it: else a large
+// message of many bad rows would be written once a row. Both lists are in the
+// order of the offsets, but for the rows without direction, which follow the
+// others.
 func (w *worker) address(b *consumer.Batch, rejects []featurizer.Reject) {
 	w.letters = w.letters[:0]
+	clear(w.held)
 	at := 0
 	for _, r := range rejects {
 		if b.Messages[at].Offset > r.Offset {
@@ -144,10 +148,15 @@ func (w *worker) address(b *consumer.Batch, rejects []featurizer.Reject) {
 			at++
 		}
 		msg := &b.Messages[at]
-		w.letters = append(w.letters, sink.Letter{
+		letter := sink.Letter{
 			Topic: b.Topic, Partition: int32(b.Partition), Offset: r.Offset, Row: r.Row, Time: msg.Time,
-			Key: msg.Key, Value: msg.Value, Headers: msg.Headers, Reason: string(r.Reason), Err: r.Err,
-		})
+			Key: msg.Key, Headers: msg.Headers, Reason: string(r.Reason), Err: r.Err,
+		}
+		if !w.held[r.Offset] {
+			w.held[r.Offset] = true
+			letter.Value = msg.Value
+		}
+		w.letters = append(w.letters, letter)
 	}
 }
 
@@ -183,7 +192,11 @@ func (m *metrics) observe(l *live, scores *scorer.Scores) {
 }
 
 func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log *slog.Logger) (*sink.Producer, error) {
-	return sink.New(sink.Config{Topic: cfg.Output.Topic, DeadLetterTopic: cfg.DeadLetter.Topic, Format: cfg.Output.Format}, conn, reg, log)
+	reasons := make([]string, len(featurizer.Reasons))
+	for i, r := range featurizer.Reasons {
+		reasons[i] = string(r)
+	}
+	return sink.New(sink.Config{Topic: cfg.Output.Topic, DeadLetterTopic: cfg.DeadLetter.Topic, Format: cfg.Output.Format, Reasons: reasons}, conn, reg, log)
 }
 
 func newConsumer(cfg *Config, conn *kafkaconn.Client, newHandler func(int) consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {

@@ -461,6 +461,25 @@ func TestOutputWhenOODWithEmbeddingInArrow(t *testing.T) {
 	}
 }
 
+// A message of many bad rows is not written once a row.
+func TestManyBadRowsOfOneMessage(t *testing.T) {
+	f := newFixture(t)
+	value := []byte(`[{"embedding":[1]},{"embedding":[0,0,0,0,0,0,0,0]},{"embedding":[1,2]},{"embedding":[1,0,0,0,0,0,0,0]}]`)
+	f.Produce(&kgo.Record{Topic: input, Value: value})
+	m, _ := f.run(t)
+	f.waitFor(t, m, 4)
+	rows, whole := make(map[string]string), 0
+	for _, r := range f.ReadAll(deadLetters) {
+		rows[header(r, "oodmon-row")] = header(r, "oodmon-reason")
+		if bytes.Equal(r.Value, value) {
+			whole++
+		}
+	}
+	if whole != 1 || len(rows) != 3 || rows["0"] != "wrong_dimension" || rows["1"] != "no_direction" || rows["2"] != "wrong_dimension" {
+		t.Errorf("%d letters hold the message, rows %v", whole, rows)
+	}
+}
+
 // A new model is taken in while records flow: each is scored once, by one of
 // both. A bad one is refused, and the old one stays.
 func TestReload(t *testing.T) {

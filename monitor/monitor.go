@@ -29,6 +29,7 @@ type Monitor struct {
 	live      atomic.Pointer[live]
 	reloading sync.Mutex
 	tally     tally
+	conn      *kafkaconn.Client
 	consumer  *consumer.Consumer
 	sink      *sink.Producer
 	listeners []net.Listener
@@ -53,17 +54,16 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	m.metrics.reloadOK.Set(1)
 	m.metrics.reloadOKTime.SetToCurrentTime()
 
-	conn, err := kafkaconn.New(cfg.Kafka)
-	if err != nil {
+	if m.conn, err = kafkaconn.New(cfg.Kafka); err != nil {
 		return nil, err
 	}
-	if err := conn.Check(ctx, cfg.Input.Topic, cfg.Output.Topic, cfg.DeadLetter.Topic); err != nil {
+	if err := m.conn.Check(ctx, cfg.Input.Topic, cfg.Output.Topic, cfg.DeadLetter.Topic); err != nil {
 		return nil, err
 	}
-	if m.sink, err = newSink(cfg, conn, series, log); err != nil {
+	if m.sink, err = newSink(cfg, m.conn, series, log); err != nil {
 		return nil, err
 	}
-	if m.consumer, err = newConsumer(cfg, conn, m.newWorker, series, log); err != nil {
+	if m.consumer, err = newConsumer(cfg, m.conn, m.newWorker, series, log); err != nil {
 		return nil, err
 	}
 	if m.listeners, err = listen(cfg.Web); err != nil {
@@ -94,6 +94,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())
 
 	err := m.consumer.Run(ctx)
+	m.conn.Close()
 	stop()
 	polling.Wait()
 	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -1,0 +1,348 @@
+package main
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/apache/arrow/go/v15/arrow/array"
+	"github.com/apache/arrow/go/v15/arrow/ipc"
+	"github.com/spf13/cobra"
+)
+
+var program string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "oodmon-cmd-")
+	if err != nil {
+		panic(err)
+	}
+	program = filepath.Join(dir, "oodmon")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("%v\n%s", err, out))
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// An outcome is what a run of the program left.
+type outcome struct {
+	stdout, stderr string
+	code           int
+}
+
+func oodmonWith(t testing.TB, stdin string, args ...string) outcome {
+	t.Helper()
+	cmd := exec.Command(program, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// oodmon runs the program and expects an exit code.
+func oodmon(t testing.TB, code int, args ...string) outcome {
+	t.Helper()
+	o := oodmonWith(t, "", args...)
+	if o.code != code {
+		t.Fatalf("oodmon %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), o.code, code, o.stdout, o.stderr)
+	}
+	return o
+}
+
+func digits(name string) string { return filepath.Join("..", "..", "internal", "demo", "data", name) }
+
+func importDigits(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "model.safetensors")
+	oodmon(t, 0, "model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--output", path)
+	return path
+}
+
+func TestEveryCommandHasHelpWithAnExample(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Short == "" {
+			t.Errorf("%s: no short help", c.CommandPath())
+		}
+		if !c.HasSubCommands() && c.Example == "" && c.Name() != "version" {
+			t.Errorf("%s: no example", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRootCommand())
+}
+
+func TestWrongUsage(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"frobnicate"}, 2, `unknown command "frobnicate" for "oodmon"`},
+		{[]string{"train", "--dat", "x"}, 2, "unknown flag: --dat; see 'oodmon train --help'"},
+		{[]string{"train"}, 2, `required flag(s) "data", "output" not set`},
+		{[]string{"train", "--data", "x", "--output", "y", "--loss", "hinge"}, 2, `--loss: "hinge" is not one of ["isomax+"]`},
+		{[]string{"score", "--model", "x"}, 2, "requires at least 1 arg(s), only received 0"},
+		{[]string{"eval", "--model", "/nowhere", "--id", "a", "--ood", "b"}, 1, "--model: stat /nowhere: no such file or directory"},
+		{[]string{"model", "list"}, 2, "--registry is required"},
+		{[]string{"run", "--config", "/nowhere.yml"}, 2, "read configuration: open /nowhere.yml"},
+		{[]string{"demo", "--for", "-1s"}, 2, "--for must not be negative"},
+		{[]string{"bench", "line", "--records", "0"}, 1, "--records: 0 must be positive"},
+	} {
+		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, "oodmon: ") || !strings.Contains(o.stderr, test.want) {
+			t.Errorf("oodmon %s: %s, want %q", strings.Join(test.args, " "), o.stderr, test.want)
+		}
+	}
+}
+
+func TestConfigCheck(t *testing.T) {
+	if o := oodmon(t, 0, "config", "check", filepath.Join("..", "..", "deploy", "oodmon.yml")); !strings.HasSuffix(o.stdout, ": OK\n") {
+		t.Errorf("%q", o.stdout)
+	}
+	path := filepath.Join(t.TempDir(), "oodmon.yml")
+	if err := os.WriteFile(path, []byte("inputs: 3"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if o := oodmon(t, 2, "config", "check", path); o.stderr != "oodmon: configuration "+path+": line 1: unknown key \"inputs\"\n" {
+		t.Errorf("%q", o.stderr)
+	}
+}
+
+func evalJSON(t *testing.T, args ...string) map[string]float64 {
+	t.Helper()
+	var e map[string]float64
+	if err := json.Unmarshal([]byte(oodmon(t, 0, append([]string{"eval", "--json"}, args...)...).stdout), &e); err != nil {
+		t.Fatal(err)
+	}
+	keys := slices.Sorted(maps.Keys(e))
+	if strings.Join(keys, " ") != "accuracy aupr_in aupr_out auroc detection_rate dtacc false_positive_rate tnr_at_tpr95" {
+		t.Errorf("keys %q", keys)
+	}
+	return e
+}
+
+// The head that was trained with its network gives the figures that it was
+// published with.
+func TestImportedDigits(t *testing.T) {
+	e := evalJSON(t, "--model", importDigits(t), "--id", digits("test.arrow"), "--ood", digits("ood.arrow"))
+	for key, want := range map[string]float64{"accuracy": .991, "auroc": .984, "tnr_at_tpr95": .929} {
+		if math.Abs(e[key]-want) > .0005 {
+			t.Errorf("%s is %.4f, want %.3f", key, e[key], want)
+		}
+	}
+	if e["false_positive_rate"] > .01 {
+		t.Errorf("false-positive rate %.4f, chosen 0.01", e["false_positive_rate"])
+	}
+}
+
+func TestCLINC150(t *testing.T) {
+	data := filepath.Join("..", "..", "..", "shared", "data", "clinc150")
+	if _, err := os.Stat(data); err != nil {
+		t.Skip("needs the CLINC150 embeddings, which are not part of the project")
+	}
+	if testing.Short() {
+		t.Skip("trains for ten seconds or more")
+	}
+	path := filepath.Join(t.TempDir(), "head.safetensors")
+	oodmon(t, 0, "train", "--data", filepath.Join(data, "train.arrow"), "--calibration", filepath.Join(data, "val.arrow"), "--output", path)
+	e := evalJSON(t, "--model", path, "--id", filepath.Join(data, "test.arrow"), "--ood", filepath.Join(data, "oos_test.arrow"))
+	t.Logf("accuracy %.4f, AUROC %.4f, TNR@TPR95 %.4f, false-positive rate %.4f", e["accuracy"], e["auroc"], e["tnr_at_tpr95"], e["false_positive_rate"])
+	if e["accuracy"] < .945 || e["auroc"] < .965 {
+		t.Errorf("accuracy %.4f and AUROC %.4f, want at least 0.945 and 0.965", e["accuracy"], e["auroc"])
+	}
+}
+
+func TestTrainAndScore(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "head.safetensors")
+	var report map[string]any
+	o := oodmon(t, 0, "train", "--data", digits("train.arrow"), "--calibration", digits("calibration.arrow"), "--output", path, "--epochs", "2", "--json")
+	if err := json.Unmarshal([]byte(o.stdout), &report); err != nil {
+		t.Fatal(err)
+	}
+	if report["fitted"] != 4846. || report["calibration"] != 1212. || report["classes"] != 8. || report["output"] != path {
+		t.Errorf("report %v", report)
+	}
+
+	rows := `{"id":"zero","embedding":[` + strings.Repeat("0,", 31) + `0]}
+{"id":"one","embedding":[` + strings.Repeat("1,", 31) + `1]}
+`
+	scored := func(args ...string) outcome {
+		t.Helper()
+		o := oodmonWith(t, rows, append([]string{"score", "--model", path}, append(args, "-")...)...)
+		if o.code != 0 || !strings.Contains(o.stderr, "row 0 ") || !strings.Contains(o.stderr, "1 of 2 rows have no score") {
+			t.Fatalf("code %d: %s", o.code, o.stderr)
+		}
+		return o
+	}
+	var line struct {
+		ID    string  `json:"id"`
+		Score float64 `json:"score"`
+		Row   int64   `json:"offset"`
+		Topic string  `json:"topic"`
+		Model string  `json:"model"`
+	}
+	if err := json.Unmarshal([]byte(scored().stdout), &line); err != nil || line.ID != "one" || line.Row != 1 || line.Score <= 0 || line.Topic != "-" || line.Model != report["version"] {
+		t.Errorf("%+v, %v", line, err)
+	}
+	table, err := csv.NewReader(strings.NewReader(scored("--format", "csv").stdout)).ReadAll()
+	if err != nil || len(table) != 2 || table[0][1] != "score" || table[1][0] != "one" || table[1][1] != fmt.Sprint(float32(line.Score)) {
+		t.Errorf("%q, %v", table, err)
+	}
+	reader, err := ipc.NewReader(strings.NewReader(scored("--format", "arrow").stdout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Release()
+	if !reader.Next() || reader.Record().Column(1).(*array.Float32).Value(0) != float32(line.Score) {
+		t.Errorf("Arrow: %v", reader.Err())
+	}
+	out := filepath.Join(dir, "scores.jsonl")
+	oodmon(t, 0, "score", "--model", path, "--output", out, digits("test.arrow"), digits("ood.arrow"))
+	content, err := os.ReadFile(out)
+	if err != nil || bytes.Count(content, []byte("\n")) != 2020+1922 {
+		t.Errorf("%d lines, %v", bytes.Count(content, []byte("\n")), err)
+	}
+	// What fails half-way leaves no file behind.
+	half := filepath.Join(dir, "half.jsonl")
+	oodmon(t, 1, "score", "--model", path, "--output", half, digits("test.arrow"), digits("make.py")+".jsonl")
+	if _, err := os.Stat(half); !os.IsNotExist(err) {
+		t.Errorf("a half-written file stays: %v", err)
+	}
+}
+
+func TestModels(t *testing.T) {
+	registry := filepath.Join(t.TempDir(), "registry")
+	if o := oodmon(t, 1, "model", "show", "--registry", registry); !strings.Contains(o.stderr, "the registry has no current model") {
+		t.Errorf("%s", o.stderr)
+	}
+	add := func(alpha string, more ...string) string {
+		t.Helper()
+		args := append([]string{"model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--registry", registry, "--alpha", alpha}, more...)
+		return strings.TrimSpace(oodmon(t, 0, args...).stdout)
+	}
+	first, second := add("0.01", "--promote"), add("0.05")
+	show := func() (version string, alpha float64) {
+		t.Helper()
+		var info struct {
+			Version string  `json:"version"`
+			Alpha   float64 `json:"alpha"`
+		}
+		if err := json.Unmarshal([]byte(oodmon(t, 0, "model", "show", "--registry", registry).stdout), &info); err != nil {
+			t.Fatal(err)
+		}
+		return info.Version, info.Alpha
+	}
+	if version, alpha := show(); version != first || alpha != .01 {
+		t.Errorf("in service %s at %g, want %s", version, alpha, first)
+	}
+	oodmon(t, 0, "model", "promote", "--registry", registry, second)
+	if version, alpha := show(); version != second || alpha != .05 {
+		t.Errorf("in service %s at %g, want %s", version, alpha, second)
+	}
+	if o := oodmon(t, 0, "model", "rollback", "--registry", registry); o.stdout != "in service: "+first+"\n" {
+		t.Errorf("%s", o.stdout)
+	}
+	var all []struct {
+		Version string `json:"version"`
+		Current bool   `json:"current"`
+	}
+	if err := json.Unmarshal([]byte(oodmon(t, 0, "model", "list", "--registry", registry, "--json").stdout), &all); err != nil || len(all) != 2 {
+		t.Fatal(all, err)
+	}
+	for _, m := range all {
+		if m.Current != (m.Version == first) {
+			t.Errorf("%+v, in service is %s", m, first)
+		}
+	}
+	if o := oodmon(t, 1, "model", "promote", "--registry", registry, "0123456789ab"); !strings.Contains(o.stderr, "no such model in the registry") {
+		t.Errorf("%s", o.stderr)
+	}
+	if o := oodmon(t, 1, "model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--output", "x", "--classes", "a,b"); !strings.Contains(o.stderr, "2 class names for 8 prototypes") {
+		t.Errorf("%s", o.stderr)
+	}
+}
+
+// Published, refused and failed have exit codes of their own.
+func TestRetrainExitCodes(t *testing.T) {
+	dir := t.TempDir()
+	config := func(rest string) string {
+		t.Helper()
+		path := filepath.Join(dir, "oodmon.yml")
+		data, err := filepath.Abs(digits("train.arrow"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := fmt.Sprintf(`
+kafka: {brokers: ["localhost:9092"]}
+input: {topic: in}
+output: {topic: out}
+dead_letter: {topic: dead}
+model: {registry: %q}
+retrain: {data: {files: [%q]}, recipe: {epochs: 2}%s}
+`, filepath.Join(dir, "registry"), data, rest)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	o := oodmon(t, 0, "retrain", "--config", config(""), "--json")
+	var report struct {
+		Result    string `json:"result"`
+		Candidate struct {
+			Version string `json:"version"`
+		} `json:"candidate"`
+		Gate []struct {
+			Rule   string `json:"rule"`
+			Passed bool   `json:"passed"`
+		} `json:"gate"`
+	}
+	if err := json.Unmarshal([]byte(o.stdout), &report); err != nil || report.Result != "published" || len(report.Gate) == 0 || !strings.Contains(o.stderr, "published model "+report.Candidate.Version) {
+		t.Errorf("%v: %s%s", err, o.stdout, o.stderr)
+	}
+	o = oodmon(t, 3, "retrain", "--config", config(", gate: {min_accuracy: 1}"), "--json")
+	if err := json.Unmarshal([]byte(o.stdout), &report); err != nil || report.Result != "refused" || !strings.Contains(o.stderr, "min_accuracy: ") {
+		t.Errorf("%v: %s%s", err, o.stdout, o.stderr)
+	}
+	if o := oodmon(t, 1, "retrain", "--config", config(", false_positive_rate: 0.001")); !strings.Contains(o.stderr, "at least 2995 are needed") {
+		t.Errorf("%s", o.stderr)
+	}
+	if o := oodmon(t, 2, "retrain", "--config", config(", held_out_share: 0.9")); !strings.Contains(o.stderr, "must be positive and leave something to fit") {
+		t.Errorf("%s", o.stderr)
+	}
+}
+
+func TestDemo(t *testing.T) {
+	var s struct {
+		Produced     int     `json:"produced"`
+		Scored       int     `json:"scored"`
+		DeadLettered int     `json:"dead_lettered"`
+		CountsAddUp  bool    `json:"counts_add_up"`
+		AUROC        float64 `json:"auroc"`
+		FPR          float64 `json:"false_positive_rate"`
+		Noticed      bool    `json:"noticed"`
+	}
+	if err := json.Unmarshal([]byte(oodmon(t, 0, "demo", "--for", "6s", "--json").stdout), &s); err != nil {
+		t.Fatal(err)
+	}
+	if !s.CountsAddUp || s.Produced != s.Scored+s.DeadLettered || s.Produced < 1000 || s.DeadLettered == 0 || s.AUROC < .95 || s.FPR > .02 || !s.Noticed {
+		t.Errorf("%+v", s)
+	}
+}
