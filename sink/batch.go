@@ -23,8 +23,6 @@ func (m *message) size() int {
 	return size
 }
 
-const batchHeader = 61
-
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // appendBatch appends a record batch of version 2 (its layout is shown in the
