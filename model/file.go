@@ -25,6 +25,9 @@ const (
 	tensorDistanceScale     = "distance_scale"
 	tensorCalibrationScores = "calibration.scores"
 	tensorCalibrationClass  = "calibration.class"
+	tensorMatrix            = "transform.matrix"
+	tensorU                 = "transform.u"
+	tensorV                 = "transform.v"
 )
 
 // Encode returns the model as the bytes of a file, and sets Version to what
@@ -39,7 +42,10 @@ const (
 //	              calibration.class   [n]    int32
 //	              calibration.scores  [n]    float32, ascending
 //	              distance_scale      [1]    float32
-//	              prototypes          [C, D] float32
+//	              prototypes          [C, K] float32
+//	              transform.matrix    [D, K] float32, if there is one
+//	              transform.u         [D, r] float32, with transform.v
+//	              transform.v         [r, D] float32, if there is one
 //
 // The header's __metadata__ holds, all as strings: format_version, detector,
 // score, entropic_scale, temperature, classes (a JSON array), alpha, delta,
@@ -57,7 +63,10 @@ func (m *Model) Encode() ([]byte, error) {
 		{tensorCalibrationClass, "I32", []int{len(m.Calibration.Class)}, appendValues(nil, m.Calibration.Class)},
 		{tensorCalibrationScores, "F32", []int{len(m.Calibration.Scores)}, appendValues(nil, m.Calibration.Scores)},
 		{tensorDistanceScale, "F32", []int{1}, appendValues(nil, []float32{m.DistanceScale})},
-		{tensorPrototypes, "F32", []int{m.NumClasses(), m.Dim()}, appendValues(nil, m.PrototypeData())},
+		{tensorPrototypes, "F32", []int{m.NumClasses(), m.PrototypeDim()}, appendValues(nil, m.PrototypeData())},
+	}
+	if m.Transform != nil {
+		tensors = append(tensors, m.Transform.rawTensors()...)
 	}
 	digest := sha256.New()
 	for _, t := range tensors {
@@ -171,7 +180,7 @@ func decode(file []byte) (*Model, error) {
 	}
 	for name := range tensors {
 		switch name {
-		case tensorPrototypes, tensorDistanceScale, tensorCalibrationScores, tensorCalibrationClass:
+		case tensorPrototypes, tensorDistanceScale, tensorCalibrationScores, tensorCalibrationClass, tensorMatrix, tensorU, tensorV:
 		default:
 			return nil, fmt.Errorf("tensor %q is unknown to format version %s", name, formatVersion)
 		}
@@ -181,6 +190,9 @@ func decode(file []byte) (*Model, error) {
 		return nil, err
 	}
 	m.Prototypes = tensor.New(tensor.WithShape(shape...), tensor.WithBacking(prototypes))
+	if m.Transform, err = decodeTransform(tensors); err != nil {
+		return nil, err
+	}
 	scale, shape, err := float32Tensor(tensors, tensorDistanceScale, 1)
 	if err != nil {
 		return nil, err
@@ -202,17 +214,19 @@ func decode(file []byte) (*Model, error) {
 }
 
 // A Head is what was trained elsewhere: prototypes and a distance scale, with
-// class names where the file carries them.
+// a transform and class names where the file carries them.
 type Head struct {
-	Prototypes    *tensor.Dense // [C, D] float32
+	Transform     *Transform    // nil where the file has none
+	Prototypes    *tensor.Dense // [C, K] float32
 	DistanceScale float32
 	Classes       []string // nil where the file names none
 	EntropicScale float64  // 10 where the file does not say
 }
 
 // ReadHead reads the safetensors file that a PyTorch user saves: the tensors
-// prototypes [C, D] and distance_scale [1], float32, and in the metadata, if
-// present, classes (a JSON array) and entropic_scale.
+// prototypes [C, K] and distance_scale [1], float32; if present
+// transform.matrix [D, K], or transform.u [D, r] and transform.v [r, D]; and in
+// the metadata, if present, classes (a JSON array) and entropic_scale.
 func ReadHead(path string) (*Head, error) {
 	file, err := os.ReadFile(path)
 	if err != nil {
@@ -236,6 +250,14 @@ func decodeHead(file []byte) (*Head, error) {
 		return nil, err
 	}
 	h.Prototypes = tensor.New(tensor.WithShape(shape...), tensor.WithBacking(prototypes))
+	if h.Transform, err = decodeTransform(tensors); err != nil {
+		return nil, err
+	}
+	if h.Transform != nil {
+		if err := h.Transform.validate(shape[1]); err != nil {
+			return nil, err
+		}
+	}
 	scale, _, err := float32Tensor(tensors, tensorDistanceScale, 1)
 	if err != nil {
 		return nil, err

@@ -10,48 +10,85 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+
+	"gorgonia.org/tensor"
 )
 
+// dense returns 1, 2, 3 ... as a matrix.
+func dense(rows, cols int) *tensor.Dense {
+	values := make([]float32, rows*cols)
+	for i := range values {
+		values[i] = float32(i + 1)
+	}
+	return tensor.New(tensor.WithShape(rows, cols), tensor.WithBacking(values))
+}
+
+// tiny returns small models of every shape that a file can have.
+func tiny() map[string]*Model {
+	with := func(t *Transform) *Model {
+		m := small(4)
+		m.Parent, m.Training, m.Transform = "0123456789ab", json.RawMessage(`{"epochs":30}`), t
+		m.Calibration = NewCalibration([]float32{3, 1, 2}, []int32{1, 0, 1})
+		return m
+	}
+	return map[string]*Model{
+		"head":     with(nil),
+		"matrix":   with(&Transform{Matrix: dense(5, 3)}),
+		"low-rank": with(&Transform{U: dense(3, 2), V: dense(2, 3)}),
+	}
+}
+
 func TestFileRoundTrip(t *testing.T) {
-	m := small(4)
-	m.Parent, m.Training = "0123456789ab", json.RawMessage(`{"epochs":30}`)
-	file, err := m.Encode()
-	if err != nil {
-		t.Fatal(err)
+	for name, m := range tiny() {
+		file, err := m.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Read(bytes.NewReader(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, m) {
+			t.Errorf("%s: read %+v, wrote %+v", name, got, m)
+		}
+		again, err := got.Encode()
+		if err != nil || !bytes.Equal(again, file) {
+			t.Errorf("%s: encoding what was read gives other bytes (%v)", name, err)
+		}
 	}
-	got, err := Read(bytes.NewReader(file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !reflect.DeepEqual(got, m) {
-		t.Errorf("read %+v, wrote %+v", got, m)
-	}
-	again, err := got.Encode()
-	if err != nil || !bytes.Equal(again, file) {
-		t.Errorf("encoding what was read gives other bytes (%v)", err)
+}
+
+func TestDimensions(t *testing.T) {
+	for name, want := range map[string][2]int{"head": {3, 3}, "matrix": {5, 3}, "low-rank": {3, 3}} {
+		if m := tiny()[name]; m.Dim() != want[0] || m.PrototypeDim() != want[1] {
+			t.Errorf("%s: dimensions %d and %d, want %v", name, m.Dim(), m.PrototypeDim(), want)
+		}
 	}
 }
 
 // The format must not change unseen: files of today must be read tomorrow.
 func TestFileGolden(t *testing.T) {
-	golden := filepath.Join("testdata", "golden.safetensors")
-	file, err := small(4).Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if os.Getenv("UPDATE_GOLDEN") != "" {
-		if err := os.WriteFile(golden, file, 0o644); err != nil {
+	for name, m := range tiny() {
+		golden := filepath.Join("testdata", name+".safetensors")
+		file, err := m.Encode()
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(file, want) {
-		t.Error("the bytes of a model file changed")
+		if os.Getenv("UPDATE_GOLDEN") != "" {
+			if err := os.WriteFile(golden, file, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(file, want) {
+			t.Errorf("the bytes of the model file %s changed", golden)
+		}
 	}
 }
 
@@ -62,7 +99,16 @@ func TestEncodeRefuses(t *testing.T) {
 		`class name "a" is empty or not unique`:    func(m *Model) { m.Classes = []string{"a", "a"} },
 		`tensor prototypes: the prototype of class "cat" has norm 0: it must be finite and at least 1e-12`:   func(m *Model) { clear(m.PrototypeData()[:3]) },
 		`tensor prototypes: the prototype of class "dog" has norm NaN: it must be finite and at least 1e-12`: func(m *Model) { m.PrototypeData()[4] = float32(math.NaN()) },
-		`class name "a\xff" is not UTF-8`:                                                           func(m *Model) { m.Classes = []string{"a\xff", "b"} },
+		`class name "a\xff" is not UTF-8`:                                                       func(m *Model) { m.Classes = []string{"a\xff", "b"} },
+		`either tensor transform.matrix is given, or transform.u and transform.v are`:           func(m *Model) { m.Transform = &Transform{U: dense(3, 2)} },
+		`tensor transform.matrix has shape [5 4], which does not fit prototypes of dimension 3`: func(m *Model) { m.Transform = &Transform{Matrix: dense(5, 4)} },
+		`tensor transform.u has shape [4 2], which does not fit prototypes of dimension 3`:      func(m *Model) { m.Transform = &Transform{U: dense(4, 2), V: dense(2, 3)} },
+		`tensor transform.v has shape [2 4], which does not fit prototypes of dimension 3`:      func(m *Model) { m.Transform = &Transform{U: dense(3, 2), V: dense(2, 4)} },
+		`tensor transform.u has rank 2, transform.v has 1: they must be equal`:                  func(m *Model) { m.Transform = &Transform{U: dense(3, 2), V: dense(1, 3)} },
+		`tensor transform.matrix: value 2 is NaN: it must be finite`: func(m *Model) {
+			m.Transform = &Transform{Matrix: dense(5, 3)}
+			m.Transform.Matrix.Data().([]float32)[2] = float32(math.NaN())
+		},
 		`tensor distance_scale: 0 must be finite and not 0`:                                         func(m *Model) { m.DistanceScale = 0 },
 		`temperature 0 must be positive and finite`:                                                 func(m *Model) { m.Temperature = 0 },
 		`alpha 1 must be between 0 and 1`:                                                           func(m *Model) { m.Alpha = 1 },
@@ -135,27 +181,83 @@ func TestReadRefuses(t *testing.T) {
 	}
 }
 
+// headFile returns what a PyTorch user saves.
+func headFile(t *testing.T, metadata map[string]string, tensors ...rawTensor) []byte {
+	t.Helper()
+	if metadata == nil {
+		metadata = map[string]string{}
+	}
+	file, err := encodeSafetensors(metadata, tensors)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestReadHead(t *testing.T) {
+	float32s := func(name string, shape ...int) rawTensor {
+		n := 1
+		for _, s := range shape {
+			n *= s
+		}
+		return rawTensor{name, "F32", shape, appendValues(nil, slices.Repeat([]float32{2}, n))}
+	}
+	path := filepath.Join(t.TempDir(), "head.safetensors")
+	read := func(file []byte) (*Head, error) {
+		if err := os.WriteFile(path, file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return ReadHead(path)
+	}
+	prototypes, scale := float32s("prototypes", 2, 3), float32s("distance_scale", 1)
+	h, err := read(headFile(t, nil, prototypes, scale))
+	if err != nil || h.Classes != nil || h.EntropicScale != 10 || h.DistanceScale != 2 || h.Transform != nil || !slices.Equal(h.Prototypes.Shape(), []int{2, 3}) {
+		t.Errorf("%+v, %v", h, err)
+	}
+	h, err = read(headFile(t, map[string]string{"classes": `["a","b"]`, "entropic_scale": "5", "loss": "isomax+"}, prototypes, scale, float32s("transform.matrix", 4, 3), float32s("optimizer", 9)))
+	if err != nil || !slices.Equal(h.Classes, []string{"a", "b"}) || h.EntropicScale != 5 || h.Transform.Dim() != 4 {
+		t.Errorf("%+v, %v", h, err)
+	}
+	for want, file := range map[string][]byte{
+		"tensor prototypes is missing":                                                          headFile(t, nil, scale),
+		"tensor distance_scale is missing":                                                      headFile(t, nil, prototypes),
+		"tensor prototypes is F32[6], expected F32 with 2 dimensions":                           headFile(t, nil, float32s("prototypes", 6), scale),
+		"tensor prototypes is F16[2 3], expected F32 with 2 dimensions":                         headFile(t, nil, rawTensor{"prototypes", "F16", []int{2, 3}, make([]byte, 12)}, scale),
+		"tensor prototypes has shape [0 3]: no dimension may be 0":                              headFile(t, nil, float32s("prototypes", 0, 3), scale),
+		"tensor distance_scale has 2 values, expected 1":                                        headFile(t, nil, prototypes, float32s("distance_scale", 2)),
+		`metadata: loss is "dismax", expected "isomax+"`:                                        headFile(t, map[string]string{"loss": "dismax"}, prototypes, scale),
+		`metadata: entropic_scale is "ten", expected a number`:                                  headFile(t, map[string]string{"entropic_scale": "ten"}, prototypes, scale),
+		"tensor transform.matrix has shape [3 4], which does not fit prototypes of dimension 3": headFile(t, nil, prototypes, scale, float32s("transform.matrix", 3, 4)),
+		"either tensor transform.matrix is given, or transform.u and transform.v are":           headFile(t, nil, prototypes, scale, float32s("transform.u", 3, 2)),
+		"the file has 0 bytes: too short for a safetensors file":                                nil,
+	} {
+		if _, err := read(file); err == nil || err.Error() != "read head "+path+": "+want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+	}
+}
+
 // The header is fuzzed apart from the tensors: the length before it is put
 // right, and so is the digest, wherever DIGEST stands for it.
 func FuzzRead(f *testing.F) {
-	m := small(4)
-	m.Calibration = NewCalibration([]float32{1, 2, 3}, []int32{0, 1, 0})
-	file, err := m.Encode()
-	if err != nil {
-		f.Fatal(err)
-	}
-	n := 8 + binary.LittleEndian.Uint64(file)
-	header, body := string(file[8:n]), file[n:]
 	digest := func(body []byte) string {
 		sum := sha256.Sum256(body)
 		return hex.EncodeToString(sum[:])
 	}
-	f.Add(header, body)
-	if header = strings.Replace(header, digest(body), "DIGEST", 1); !strings.Contains(header, "DIGEST") {
-		f.Fatal("the header does not hold the digest")
+	for _, m := range tiny() {
+		file, err := m.Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		n := 8 + binary.LittleEndian.Uint64(file)
+		header, body := string(file[8:n]), file[n:]
+		f.Add(header, body)
+		if header = strings.Replace(header, digest(body), "DIGEST", 1); !strings.Contains(header, "DIGEST") {
+			f.Fatal("the header does not hold the digest")
+		}
+		f.Add(header, body)
+		f.Add(strings.Replace(header, "[12,24]", "[11,23]", 1), body)
 	}
-	f.Add(header, body)
-	f.Add(strings.Replace(header, "[12,24]", "[11,23]", 1), body)
 	f.Add("{}", []byte{})
 	f.Fuzz(func(t *testing.T, header string, body []byte) {
 		header = strings.Replace(header, "DIGEST", digest(body), 1)

@@ -19,7 +19,8 @@ const (
 // A Model is a head and its calibration: all that is needed to score and to
 // decide. It is immutable once it is encoded or read.
 //
-// Shapes: C classes, D the dimension of an embedding, n calibration records.
+// Shapes: C classes, D the dimension of an embedding, K that of a prototype
+// (D, unless a transform says otherwise), n calibration records.
 type Model struct {
 	// Version is the first 12 hex digits of the file's SHA-256; set by
 	// Encode and Read.
@@ -43,7 +44,9 @@ type Model struct {
 	// Training is the trainer's summary, a JSON object, or nil.
 	Training json.RawMessage
 
-	// Prototypes is [C, D] float32; not necessarily of unit norm.
+	// Transform comes before the distances, or nil.
+	Transform *Transform
+	// Prototypes is [C, K] float32; not necessarily of unit norm.
 	Prototypes *tensor.Dense
 	// DistanceScale multiplies every distance, by its absolute value.
 	DistanceScale float32
@@ -58,7 +61,15 @@ type Calibration struct {
 }
 
 // Dim returns D.
-func (m *Model) Dim() int { return m.Prototypes.Shape()[1] }
+func (m *Model) Dim() int {
+	if m.Transform != nil {
+		return m.Transform.Dim()
+	}
+	return m.PrototypeDim()
+}
+
+// PrototypeDim returns K.
+func (m *Model) PrototypeDim() int { return m.Prototypes.Shape()[1] }
 
 // NumClasses returns C.
 func (m *Model) NumClasses() int { return m.Prototypes.Shape()[0] }
@@ -90,7 +101,7 @@ func (m *Model) validate() error {
 		}
 		seen[name] = true
 	}
-	p, d := m.PrototypeData(), m.Dim()
+	p, d := m.PrototypeData(), m.PrototypeDim()
 	for c := range m.NumClasses() {
 		norm := 0.
 		for _, v := range p[c*d : (c+1)*d] {
@@ -98,6 +109,11 @@ func (m *Model) validate() error {
 		}
 		if norm = math.Sqrt(norm); !(norm >= 1e-12) || math.IsInf(norm, 0) {
 			return fmt.Errorf("tensor %s: the prototype of class %q has norm %g: it must be finite and at least 1e-12", tensorPrototypes, m.Classes[c], norm)
+		}
+	}
+	if m.Transform != nil {
+		if err := m.Transform.validate(d); err != nil {
+			return err
 		}
 	}
 	if s := float64(m.DistanceScale); s == 0 || math.IsNaN(s) || math.IsInf(s, 0) {

@@ -13,16 +13,15 @@ import (
 
 // A Scorer scores by one model. It is immutable and may be shared.
 type Scorer struct {
-	model      *model.Model
-	prototypes *kernel.Prototypes
-	scale      float32
-	threshold  float32
+	model     *model.Model
+	head      *head
+	threshold float32
 }
 
 // New prepares a model for scoring. A calibration set too small for the
 // model's alpha and delta is an error.
 func New(m *model.Model) (*Scorer, error) {
-	prototypes, err := kernel.Pack(m.PrototypeData(), m.NumClasses(), m.Dim())
+	h, err := newHead(m)
 	if err != nil {
 		return nil, fmt.Errorf("prepare scorer: %w", err)
 	}
@@ -30,13 +29,7 @@ func New(m *model.Model) (*Scorer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare scorer: %w", err)
 	}
-	return &Scorer{m, prototypes, Scale(m), threshold}, nil
-}
-
-// Scale returns what a distance between unit vectors is multiplied by to give
-// the minimum distance score: |distance scale| / temperature.
-func Scale(m *model.Model) float32 {
-	return float32(math.Abs(float64(m.DistanceScale)) / m.Temperature)
+	return &Scorer{m, h, threshold}, nil
 }
 
 // Model returns the model that the scorer was made from.
@@ -69,7 +62,10 @@ func (s *Scores) resize(n int) {
 }
 
 // A Workspace is the scratch of one caller. Its zero value is ready.
-type Workspace struct{ kernel kernel.Workspace }
+type Workspace struct {
+	kernel               kernel.Workspace
+	unit, low, projected []float32
+}
 
 // Score fills out with the answers for every row of rec. It allocates nothing
 // once w and out have grown.
@@ -78,18 +74,16 @@ func (s *Scorer) Score(w *Workspace, rec arrow.Record, out *Scores) error {
 	if err != nil {
 		return fmt.Errorf("score: %w", err)
 	}
-	if dim != s.prototypes.Dim() {
-		return fmt.Errorf("score: the embeddings have dimension %d, model %s expects %d", dim, s.model.Version, s.prototypes.Dim())
+	if dim != s.head.dim {
+		return fmt.Errorf("score: the embeddings have dimension %d, model %s expects %d", dim, s.model.Version, s.head.dim)
 	}
 	out.resize(int(rec.NumRows()))
-	s.prototypes.Nearest(&w.kernel, x, out.Score, out.Class)
-	for i, distance := range out.Score {
+	s.head.score(w, x, out.Score, out.Class)
+	for i, score := range out.Score {
 		if out.Class[i] < 0 {
 			out.PValue[i], out.OOD[i] = float32(math.NaN()), false
 			continue
 		}
-		score := distance * s.scale
-		out.Score[i] = score
 		out.PValue[i] = s.model.Calibration.PValue(score)
 		out.OOD[i] = score > s.threshold
 	}
@@ -99,20 +93,15 @@ func (s *Scorer) Score(w *Workspace, rec arrow.Record, out *Scores) error {
 // Distances returns, for each row of x, [n, D] row-major, the score and the
 // nearest class as Score would: what a calibration is made of.
 func Distances(m *model.Model, x []float32) (score []float32, class []int32, err error) {
-	prototypes, err := kernel.Pack(m.PrototypeData(), m.NumClasses(), m.Dim())
+	h, err := newHead(m)
 	if err != nil {
 		return nil, nil, fmt.Errorf("score: %w", err)
 	}
-	if len(x)%m.Dim() != 0 {
-		return nil, nil, fmt.Errorf("score: %d values are not rows of dimension %d", len(x), m.Dim())
+	if len(x)%h.dim != 0 {
+		return nil, nil, fmt.Errorf("score: %d values are not rows of dimension %d", len(x), h.dim)
 	}
-	n := len(x) / m.Dim()
+	n := len(x) / h.dim
 	score, class = make([]float32, n), make([]int32, n)
-	var w kernel.Workspace
-	prototypes.Nearest(&w, x, score, class)
-	scale := Scale(m)
-	for i := range score {
-		score[i] *= scale
-	}
+	h.score(new(Workspace), x, score, class)
 	return score, class, nil
 }

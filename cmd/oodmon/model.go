@@ -91,6 +91,7 @@ type modelInfo struct {
 	Detector      string    `json:"detector"`
 	Score         string    `json:"score"`
 	Dim           int       `json:"dim"`
+	Transform     string    `json:"transform,omitempty"`
 	Classes       []string  `json:"classes"`
 	Alpha         float64   `json:"alpha"`
 	Delta         float64   `json:"delta"`
@@ -112,6 +113,9 @@ func describe(m *model.Model, current string) (modelInfo, error) {
 		Version: m.Version, Current: m.Version == current, Created: m.Created, Detector: m.Detector, Score: m.Score, Dim: m.Dim(), Classes: m.Classes,
 		Alpha: m.Alpha, Delta: m.Delta, Threshold: float64(threshold), Rank: rank, Calibration: len(m.Calibration.Scores),
 		DistanceScale: float64(m.DistanceScale), EntropicScale: m.EntropicScale, Parent: m.Parent,
+	}
+	if m.Transform != nil {
+		info.Transform = m.Transform.String()
 	}
 	if m.Training != nil {
 		info.Training = m.Training
@@ -302,7 +306,10 @@ trained with its network, for example in PyTorch:
   from safetensors.torch import save_file
   save_file({"prototypes": head.prototypes, "distance_scale": head.distance_scale}, "head.safetensors")
 
-and calibrates it on in-distribution embeddings that the training never saw.
+and calibrates it on in-distribution embeddings that the training never saw. A
+linear layer between the embeddings and the head comes along as the tensor
+transform.matrix [D, K] (a torch.nn.Linear's weight, transposed), or, for identity
+plus low rank, x + (x·U)·V, as transform.u [D, r] and transform.v [r, D].
 Class names come from --classes, else from the file's metadata (classes, a JSON
 array), else they are numbers. The model goes to a file, or to a registry; there
 --promote puts it into service.`,
@@ -346,7 +353,7 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&head, "head", "", "safetensors file with prototypes [C, D] and distance_scale [1] (required)")
+	f.StringVar(&head, "head", "", "safetensors file with prototypes [C, K] and distance_scale [1] (required)")
 	f.StringSliceVar(&calibration, "calibration", nil, "in-distribution embeddings; may be repeated (required)")
 	f.StringSliceVar(&classes, "classes", nil, "class names in the order of the prototypes")
 	f.StringVar(&output, "output", "", "model file to write")
@@ -374,6 +381,7 @@ func importHead(path string, classes []string, alpha, delta float64) (*model.Mod
 	}
 	return &model.Model{
 		Detector: model.IsoMaxPlus, Score: model.MDS, EntropicScale: h.EntropicScale, Temperature: 1, Classes: classes,
-		Alpha: alpha, Delta: delta, Created: time.Now().UTC().Truncate(time.Second), Prototypes: h.Prototypes, DistanceScale: h.DistanceScale,
+		Alpha: alpha, Delta: delta, Created: time.Now().UTC().Truncate(time.Second),
+		Transform: h.Transform, Prototypes: h.Prototypes, DistanceScale: h.DistanceScale,
 	}, nil
 }
