@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/oodmon/oodmon/model"
+)
+
+// A damaged file is named, and does not hide the others.
+func TestModelListNamesDamage(t *testing.T) {
+	registry := filepath.Join(t.TempDir(), "registry")
+	var versions []string
+	for _, alpha := range []string{"0.01", "0.02"} {
+		o := oodmon(t, 0, "model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--registry", registry, "--alpha", alpha)
+		versions = append(versions, strings.TrimSpace(o.stdout))
+	}
+	if err := os.WriteFile(filepath.Join(registry, "models", versions[0]+".safetensors"), []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := oodmon(t, 1, "model", "list", "--registry", registry, "--json")
+	var all []struct {
+		Version string `json:"version"`
+	}
+	if err := json.Unmarshal([]byte(o.stdout), &all); err != nil || len(all) != 1 || all[0].Version != versions[1] {
+		t.Errorf("%v: %s", err, o.stdout)
+	}
+	if want := "oodmon: registry " + registry + ": load model " + versions[0] + ": the file has 4 bytes: too short for a safetensors file\n"; o.stderr != want {
+		t.Errorf("%swant %s", o.stderr, want)
+	}
+	if o := oodmon(t, 1, "model", "list", "--registry", registry); !strings.Contains(o.stdout, versions[1]) || strings.Contains(o.stdout, versions[0]) {
+		t.Errorf("%s", o.stdout)
+	}
+}
+
+// Who holds the registry is told, and it stays as it is.
+func TestModelCommandsRespectTheLock(t *testing.T) {
+	location := filepath.Join(t.TempDir(), "registry")
+	registry, err := model.OpenRegistry(location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := registry.Lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := importDigits(t)
+	if o := oodmon(t, 1, "model", "promote", "--registry", location, path); !strings.Contains(o.stderr, "registry "+location+": the registry is locked by process ") {
+		t.Errorf("%s", o.stderr)
+	}
+	if versions, err := registry.List(t.Context()); err != nil || versions != nil {
+		t.Errorf("%v, %v", versions, err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	version := strings.TrimPrefix(strings.TrimSpace(oodmon(t, 0, "model", "promote", "--registry", location, path).stdout), "in service: ")
+	if current, err := registry.Current(t.Context()); err != nil || current != version {
+		t.Errorf("in service %q, %v; want %q", current, err, version)
+	}
+	// A registry serves where a model file does.
+	if o := oodmon(t, 0, "score", "--model", location, digits("test.arrow")); !strings.Contains(o.stdout, `"model":"`+version+`"`) {
+		t.Errorf("%.200s", o.stdout)
+	}
+}
+
+func TestModelWrongUsage(t *testing.T) {
+	head := []string{"model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow")}
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"model", "lst"}, 2, `unknown command "lst" for "oodmon model"; did you mean list?; see 'oodmon model --help'`},
+		{[]string{"model", "promote", "--registry", "x"}, 2, "accepts 1 arg(s), received 0; see 'oodmon model promote --help'"},
+		{head, 2, "exactly one of --output and --registry is required"},
+		{append(head, "--output", "x", "--promote"), 2, "--promote needs --registry"},
+		{append(head, "--output", "x", "--alpha", "0"), 2, `invalid argument "0" for "--alpha" flag: it must be a number between 0 and 1; see 'oodmon model import --help'`},
+		{append(head, "--output", "x", "--delta", "NaN"), 2, `invalid argument "NaN" for "--delta" flag: it must be a number between 0 and 1`},
+		{append(head, "--output", "x", "--alpha", "1e-300"), 1, "calibrate: too few calibration records: 1212 for a false-positive rate of 1e-300 with confidence 0.95; at least 2147483647 are needed"},
+	} {
+		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, test.want) {
+			t.Errorf("%v: %s\nwant %s", test.args, o.stderr, test.want)
+		}
+	}
+}
+
+// A linear layer before the head comes along.
+func TestImportTransform(t *testing.T) {
+	const dim, k, classes = 32, 4, 2
+	var body []byte
+	for i := range dim*k + classes*k + 1 {
+		body = binary.LittleEndian.AppendUint32(body, math.Float32bits(float32(math.Sin(float64(i+1)))))
+	}
+	header := fmt.Sprintf(`{"transform.matrix":{"dtype":"F32","shape":[%d,%d],"data_offsets":[0,512]},"prototypes":{"dtype":"F32","shape":[%d,%d],"data_offsets":[512,544]},"distance_scale":{"dtype":"F32","shape":[1],"data_offsets":[544,548]}}`, dim, k, classes, k)
+	file := append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)
+	dir := t.TempDir()
+	head, path := filepath.Join(dir, "head.safetensors"), filepath.Join(dir, "model.safetensors")
+	if err := os.WriteFile(head, append(file, body...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	oodmon(t, 0, "model", "import", "--head", head, "--calibration", digits("calibration.arrow"), "--output", path)
+	var info struct {
+		Dim       int      `json:"dim"`
+		Transform string   `json:"transform"`
+		Classes   []string `json:"classes"`
+	}
+	if err := json.Unmarshal([]byte(oodmon(t, 0, "model", "show", path).stdout), &info); err != nil {
+		t.Fatal(err)
+	}
+	if info.Dim != dim || info.Transform != "matrix 32×4" || strings.Join(info.Classes, " ") != "0 1" {
+		t.Errorf("%+v", info)
+	}
+	if lines := scoreLines(t, oodmon(t, 0, "score", "--model", path, digits("test.arrow")).stdout); len(lines) != 2020 {
+		t.Errorf("%d scores, want 2020", len(lines))
+	}
+}
