@@ -23,6 +23,8 @@ type Status struct {
 	Records      int64 `json:"records"`
 	OOD          int64 `json:"ood"`
 	DeadLettered int64 `json:"dead_lettered"`
+	// RecordsPerSecond is the rate of the last rateWindow full seconds.
+	RecordsPerSecond float64 `json:"records_per_second"`
 	// RecentOODRate is the share of OOD among the last minute's records.
 	RecentOODRate float64   `json:"recent_ood_rate"`
 	Lag           int64     `json:"lag"`
@@ -46,6 +48,7 @@ type ClassStatus struct {
 const (
 	statusBins   = 48
 	recentWindow = 60 // seconds
+	rateWindow   = 5  // seconds
 )
 
 // tally counts what Status tells. Every worker adds to it, once a batch.
@@ -111,12 +114,17 @@ func (t *tally) fill(s *Status, now time.Time, classes []string) {
 		}
 		slices.SortStableFunc(s.Classes, func(a, b ClassStatus) int { return cmp.Compare(b.Records, a.Records) })
 	}
-	records, ood := int64(0), int64(0)
+	records, ood, last := int64(0), int64(0), int64(0)
 	for _, slot := range t.recent {
-		if now.Unix()-slot.second < recentWindow {
+		age := now.Unix() - slot.second
+		if age < recentWindow {
 			records += slot.records
 			ood += slot.ood
 		}
+		if age >= 1 && age <= rateWindow {
+			last += slot.records
+		}
 	}
+	s.RecordsPerSecond = float64(last) / max(1, min(rateWindow, math.Floor(now.Sub(s.Started).Seconds())))
 	s.RecentOODRate = float64(ood) / math.Max(1, float64(records))
 }

@@ -24,10 +24,6 @@ type table struct {
 	start  time.Time
 	calm   time.Duration
 	drawn  int // lines on the screen
-
-	before monitor.Status
-	at     time.Time
-	rate   float64
 }
 
 func (t *table) interval() time.Duration {
@@ -39,14 +35,6 @@ func (t *table) interval() time.Duration {
 
 func (t *table) show(s monitor.Status, l *ledger) {
 	now := time.Now()
-	if t.at.IsZero() {
-		t.at = t.start
-	}
-	if since := now.Sub(t.at); since >= time.Second {
-		t.rate = float64(s.Records-t.before.Records) / since.Seconds()
-		t.before, t.at = s, now
-	}
-
 	oodSince, noticed, tooSoon, delay := l.moment()
 	news := fmt.Sprintf("unknown digits arrive in %v", max(0, t.calm-now.Sub(t.start)).Round(time.Second))
 	switch {
@@ -59,13 +47,13 @@ func (t *table) show(s monitor.Status, l *ledger) {
 	}
 	if !t.redraw {
 		fmt.Fprintf(t.out, "%4.0fs  %6d records  %5.0f/s  OOD rate %5.1f%%  dead letters %3d  lag %4d  model %s  %s\n",
-			now.Sub(t.start).Seconds(), s.Records, t.rate, 100*s.RecentOODRate, s.DeadLettered, s.Lag, s.Model, news)
+			now.Sub(t.start).Seconds(), s.Records, s.RecordsPerSecond, 100*s.RecentOODRate, s.DeadLettered, s.Lag, s.Model, news)
 		return
 	}
 
 	var text strings.Builder
 	fmt.Fprintf(&text, "%10s %10s %10s %13s %8s  %s\n", "records", "records/s", "OOD rate", "dead letters", "lag", "model")
-	fmt.Fprintf(&text, "%10d %10.0f %9.1f%% %13d %8d  %s\n\n", s.Records, t.rate, 100*s.RecentOODRate, s.DeadLettered, s.Lag, s.Model)
+	fmt.Fprintf(&text, "%10d %10.0f %9.1f%% %13d %8d  %s\n\n", s.Records, s.RecordsPerSecond, 100*s.RecentOODRate, s.DeadLettered, s.Lag, s.Model)
 	fmt.Fprintf(&text, "minimum distance score (threshold %.3f: at most %.0f %% of known digits beyond)\n", s.Threshold, 100*s.TargetFPR)
 	bins, top := rebin(s.ScoreHistogram), int64(1)
 	for _, n := range bins {
