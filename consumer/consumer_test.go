@@ -685,6 +685,22 @@ func testReadRange(t *testing.T, broker *kafkatest.Broker) {
 	if err := ReadRange(t.Context(), f.conn, cfg, func(*Batch) error { calls++; return stop }); !errors.Is(err, stop) || calls != 1 {
 		t.Errorf("%v after %d calls, want the error of the first call", err, calls)
 	}
+	// Retention passes the records while they are read.
+	removed, last := false, int64(-1)
+	cfg.MaxBytes = 1
+	err = ReadRange(t.Context(), f.conn, cfg, func(b *Batch) error {
+		if !removed {
+			removed = true
+			f.deleteTo(25)
+		}
+		if b.Partition == 0 {
+			last = b.Messages[len(b.Messages)-1].Offset
+		}
+		return nil
+	})
+	if err != nil || last != 30 {
+		t.Errorf("%v, the last offset read is %d, want 30", err, last)
+	}
 	cfg.From = time.Now().Add(time.Hour)
 	if err := ReadRange(t.Context(), f.conn, cfg, func(b *Batch) error { return fmt.Errorf("%d messages of the future", len(b.Messages)) }); err != nil {
 		t.Error(err)

@@ -26,8 +26,8 @@ type RangeConfig struct {
 
 // ReadRange reads every partition of a topic, one after the other, from
 // cfg.From up to the ends that they had when it was called, without a consumer
-// group. Passing failures are tried again; an error of fn ends it and is
-// returned.
+// group. Records that retention removes meanwhile are left out. Passing failures
+// are tried again; an error of fn ends it and is returned.
 func ReadRange(ctx context.Context, conn *kafkaconn.Client, cfg RangeConfig, fn func(*Batch) error) error {
 	meta, err := kafkaconn.Retry(ctx, func() (*kafka.MetadataResponse, error) {
 		return conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{cfg.Topic}})
@@ -71,8 +71,14 @@ func ReadRange(ctx context.Context, conn *kafkaconn.Client, cfg RangeConfig, fn 
 					}
 					return nil
 				})
-				if ours != nil {
+				switch {
+				case ours != nil:
 					err = nil // not to be tried again
+				case errors.Is(err, kafka.OffsetOutOfRange): // retention has passed it meanwhile
+					var first int64
+					if first, err = r.offsetOf(ctx, kafka.FirstOffset); err == nil {
+						r.position = max(r.position, first)
+					}
 				}
 				return struct{}{}, err
 			})

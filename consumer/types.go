@@ -73,7 +73,9 @@ type Config struct {
 	// MaxWait is how long a broker may hold a fetch while there is nothing to read.
 	MaxWait time.Duration
 	// MaxMessageBytes bounds key, value and headers of one record together. A
-	// larger record is delivered as Message.Oversized, without its bytes.
+	// larger record is delivered as Message.Oversized, without its bytes. So is
+	// every record of a record batch that has more than 64 MiB (or than
+	// MaxMessageBytes, where that is more) in the log.
 	MaxMessageBytes int
 	// SessionTimeout is how long the group waits for a heartbeat before it gives
 	// the partitions to other members. Zero means 30 s.

@@ -1,0 +1,162 @@
+package consumer
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/oodmon/oodmon/internal/kafkaconn"
+	"github.com/oodmon/oodmon/internal/kafkatest"
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kversion"
+)
+
+// response encodes a fetch response of version 11 for partition 3.
+func response(code int16, aborted []abortedTransaction, records []byte) []byte {
+	be := binary.BigEndian
+	b := make([]byte, 4+4+4+2+4) // size, correlation, throttle time, error, session
+	b = be.AppendUint32(b, 1)
+	b = append(be.AppendUint16(b, 1), 't')
+	b = be.AppendUint32(b, 1)
+	b = be.AppendUint32(b, 3)
+	b = be.AppendUint16(b, uint16(code))
+	for _, v := range []uint64{90, 80, 10} { // high watermark, last stable, log start
+		b = be.AppendUint64(b, v)
+	}
+	b = be.AppendUint32(b, uint32(len(aborted)))
+	for _, a := range aborted {
+		b = be.AppendUint64(be.AppendUint64(b, uint64(a.producer)), uint64(a.first))
+	}
+	b = be.AppendUint32(b, 0xffffffff)
+	b = append(be.AppendUint32(b, uint32(len(records))), records...)
+	be.PutUint32(b, uint32(len(b)-4))
+	return b
+}
+
+func newRequest(limit int) *fetchRequest {
+	return &fetchRequest{topic: "t", partition: 3, version: 11, limit: limit}
+}
+
+func TestResponse(t *testing.T) {
+	records := testBatch{base: 40, values: [][]byte{make([]byte, 500)}}.encode(t)
+	aborted := []abortedTransaction{{7, 8}, {9, 10}}
+	in := bytes.NewReader(append(response(1, aborted, records), "next"...))
+	got, err := newRequest(1000).decode(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.errorCode != 1 || got.highWatermark != 90 || got.lastStableOffset != 80 || got.logStartOffset != 10 || !bytes.Equal(got.records, records) || fmt.Sprint(got.aborted) != fmt.Sprint(aborted) {
+		t.Errorf("%+v", got)
+	}
+	if in.Len() != 4 {
+		t.Errorf("%d bytes are left, want those of the next response, 4", in.Len())
+	}
+	// What is beyond the limit is read past: whole batches of it come again.
+	two := append(bytes.Clone(records), records...)
+	if got, err := newRequest(len(records) + 100).decode(bytes.NewReader(response(0, nil, two))); err != nil || got.tooLarge != 0 || !bytes.Equal(got.records, two[:len(records)+100]) {
+		t.Errorf("%v, %d bytes", err, len(got.records))
+	}
+	if got, err := newRequest(len(records) - 1).decode(bytes.NewReader(response(0, nil, two))); err != nil || got.tooLarge != int64(len(records)) || !bytes.Equal(got.records, records[:batchHeader]) {
+		t.Errorf("%v, too large %d", err, got.tooLarge)
+	}
+}
+
+func TestResponseRefuses(t *testing.T) {
+	good := response(0, nil, []byte("12345678"))
+	change := func(at int, v uint32) []byte {
+		data := bytes.Clone(good)
+		binary.BigEndian.PutUint32(data[at:], v)
+		return data
+	}
+	for name, c := range map[string]struct {
+		data []byte
+		want string
+	}{
+		"two topics":        {change(18, 2), "the fetch response holds 2 topics, expected 1"},
+		"no partition":      {change(25, 0), "the fetch response holds 0 partitions, expected 1"},
+		"another partition": {change(29, 4), "the fetch response is for partition 4, expected 3"},
+		"many transactions": {change(59, 1<<30), "the fetch response claims 1073741824 aborted transactions in 16 bytes"},
+		"many records":      {change(67, 1<<30), "read the fetch response: it claims 1073741824 bytes of records, and has 8 left"},
+		"a short one":       {change(0, 40), "read the fetch response: it ends early"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := newRequest(1 << 20).decode(bytes.NewReader(c.data)); err == nil || err.Error() != c.want {
+				t.Errorf("error %v\nwant %s", err, c.want)
+			}
+		})
+	}
+	for cut := range good {
+		if _, err := newRequest(1 << 20).decode(bytes.NewReader(good[:cut])); err == nil {
+			t.Errorf("a response of %d bytes, cut to %d, was read", len(good), cut)
+		}
+	}
+	old := &fetchRequest{}
+	old.Required(map[protocol.ApiKey]int16{protocol.Fetch: 3})
+	if _, err := old.RawExchange(nil); !errors.Is(err, kafka.UnsupportedVersion) {
+		t.Errorf("a broker before 0.11: %v", err)
+	}
+}
+
+func FuzzResponse(f *testing.F) {
+	f.Add(response(0, []abortedTransaction{{7, 8}}, testBatch{values: [][]byte{[]byte("v")}}.encode(f)), int16(11))
+	f.Add(response(1, nil, nil), int16(4))
+	f.Fuzz(func(t *testing.T, data []byte, version int16) {
+		r := newRequest(1 << 10)
+		r.version = min(max(version, minFetchVersion), maxFetchVersion)
+		if got, err := r.decode(bytes.NewReader(data)); err == nil && len(got.records) > 1<<10 {
+			t.Errorf("%d bytes of records, and at most %d were allowed", len(got.records), 1<<10)
+		}
+	})
+}
+
+// A batch that isn't held in memory is accounted for, and passed.
+func TestFetchDeliversTheOffsetsOfABatchThatIsTooLarge(t *testing.T) {
+	d := &decoder{position: 41}
+	var got []Message
+	d.take = func(m Message, _ int) error { got = append(got, m); return nil }
+	if err := d.oversized(40, 43, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 3 || got[0].Offset != 41 || got[2].Offset != 43 || got[1].Oversized != 1<<30 || d.position != 44 {
+		t.Errorf("%+v, position %d", got, d.position)
+	}
+}
+
+// Each version of the request, with the brokers that answered it.
+func TestFetchFromOlderBrokers(t *testing.T) {
+	for name, version := range map[string]*kversion.Versions{
+		"0.11": kversion.V0_11_0(), "1.0": kversion.V1_0_0(), "1.1": kversion.V1_1_0(), "2.0": kversion.V2_0_0(), "2.1": kversion.V2_1_0(), "2.2": kversion.V2_2_0(), "2.3": kversion.V2_3_0(), "3.0": kversion.V3_0_0(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			broker := kafkatest.Start(t, kfake.MaxVersions(version), kfake.SeedTopics(1, "t"))
+			conn, err := kafkaconn.New(kafkaconn.Config{Brokers: []string{broker.Address}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if _, err := conn.Kafka.Produce(ctx, &kafka.ProduceRequest{Topic: "t", RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(kafka.Record{Value: kafka.NewBytes([]byte("v"))})}); err != nil {
+				t.Fatal(err)
+			}
+			r := &reader{conn: conn, topic: "t", maxRecords: 10, maxBytes: 1 << 20, maxMessage: 100, maxWait: 10 * time.Millisecond}
+			var got []string
+			err = r.fetch(ctx, func(b *Batch, next int64) error {
+				for _, m := range b.Messages {
+					got = append(got, string(m.Value))
+				}
+				return nil
+			})
+			if err != nil || strings.Join(got, " ") != "v" || r.position != 1 || r.end != 1 {
+				t.Errorf("%v, read %q, position %d of %d", err, got, r.position, r.end)
+			}
+		})
+	}
+}
