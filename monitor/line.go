@@ -1,10 +1,12 @@
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -25,7 +27,6 @@ type worker struct {
 	scores  scorer.Scores
 	results *scorer.RecordBuilder
 	letters []sink.Letter
-	held    map[int64]bool // the offsets whose message is in a letter
 }
 
 func (m *Monitor) newWorker(int) consumer.Handler {
@@ -41,7 +42,7 @@ func (m *Monitor) newWorker(int) consumer.Handler {
 	if m.cfg.Output.IncludeEmbedding {
 		embedding = dim
 	}
-	return &worker{m: m, builder: builder, results: scorer.NewRecordBuilder(embedding), held: make(map[int64]bool)}
+	return &worker{m: m, builder: builder, results: scorer.NewRecordBuilder(embedding)}
 }
 
 // Handle takes one batch of a partition down the whole line, and returns nil
@@ -131,32 +132,24 @@ func whyNoDirection(x []float32) error {
 	return fmt.Errorf("the embedding's norm is under 1e-12: it has no direction")
 }
 
-// address makes the letters of the rejects, with the messages as they came. Of
-// several bad rows of one message only the first letter holds it: else a large
-// message of many bad rows would be written once a row. Both lists are in the
-// order of the offsets, but for the rows without direction, which follow the
-// others.
+// address makes the letters of the rejects, with the messages as they came. The
+// rejects of a message are put next to each other: the sink writes its bytes
+// once.
 func (w *worker) address(b *consumer.Batch, rejects []featurizer.Reject) {
+	slices.SortFunc(rejects, func(a, b featurizer.Reject) int {
+		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Row, b.Row))
+	})
 	w.letters = w.letters[:0]
-	clear(w.held)
 	at := 0
 	for _, r := range rejects {
-		if b.Messages[at].Offset > r.Offset {
-			at = 0
-		}
 		for b.Messages[at].Offset != r.Offset {
 			at++
 		}
 		msg := &b.Messages[at]
-		letter := sink.Letter{
+		w.letters = append(w.letters, sink.Letter{
 			Topic: b.Topic, Partition: int32(b.Partition), Offset: r.Offset, Row: r.Row, Time: msg.Time,
-			Key: msg.Key, Headers: msg.Headers, Reason: string(r.Reason), Err: r.Err,
-		}
-		if !w.held[r.Offset] {
-			w.held[r.Offset] = true
-			letter.Value = msg.Value
-		}
-		w.letters = append(w.letters, letter)
+			Key: msg.Key, Value: msg.Value, Headers: msg.Headers, Reason: string(r.Reason), Err: r.Err,
+		})
 	}
 }
 
