@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,6 +51,7 @@ type deployment struct {
 	*kafkatest.Broker
 	t       *testing.T
 	config  string
+	models  *model.Registry
 	monitor *exec.Cmd
 	log     *os.File
 
@@ -69,9 +71,8 @@ func deploy(t *testing.T) *deployment {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := registry.Publish(t.Context(), randomModel(t), model.Event{}); err != nil {
-		t.Fatal(err)
-	}
+	d.models = registry
+	d.publish(1)
 	d.config = filepath.Join(dir, "oodmon.yml")
 	text := fmt.Sprintf(`
 kafka: {brokers: [%q]}
@@ -102,9 +103,19 @@ web: {listen_addresses: ["127.0.0.1:0"]}
 	return d
 }
 
-func randomModel(t *testing.T) *model.Model {
+// publish puts another model into service and returns its version.
+func (d *deployment) publish(seed uint64) string {
+	d.t.Helper()
+	version, err := d.models.Publish(d.t.Context(), randomModel(d.t, seed), model.Event{})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return version
+}
+
+func randomModel(t *testing.T, seed uint64) *model.Model {
 	t.Helper()
-	random := rand.New(rand.NewPCG(1, 1))
+	random := rand.New(rand.NewPCG(seed, 1))
 	normal := func(n int) []float32 {
 		x := make([]float32, n)
 		for i := range x {
@@ -183,7 +194,7 @@ func (d *deployment) produce() {
 
 // finish stops producing and accounts for every record: each input offset has
 // a result or a dead letter, and nothing else has.
-func (d *deployment) finish() {
+func (d *deployment) finish() (twice int) {
 	d.t.Helper()
 	d.stop()
 	if err := <-d.done; err != nil {
@@ -237,7 +248,6 @@ func (d *deployment) finish() {
 	if len(found) != len(in) {
 		d.t.Errorf("results for %d places, but there are %d input records", len(found), len(in))
 	}
-	twice := 0
 	for _, n := range found {
 		twice += n - 1
 	}
@@ -254,6 +264,7 @@ func (d *deployment) finish() {
 		return nil
 	})
 	d.t.Logf("%d records in, 0 lost, %d twice", len(in), twice)
+	return twice
 }
 
 // waitForResults waits until the monitor has published more than it had.
@@ -266,6 +277,37 @@ func (d *deployment) waitForResults(n int) {
 		}
 		return nil
 	})
+}
+
+// SIGHUP takes in the current model, SIGTERM ends well: while records flow, and
+// without one too few or too many.
+func TestSignals(t *testing.T) {
+	d := deploy(t)
+	d.startMonitor()
+	d.produce()
+	d.waitForResults(500)
+	next := d.publish(2)
+	if err := d.monitor.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	kafkatest.Eventually(t, 30*time.Second, func() error {
+		for _, r := range d.ReadAll("scores") {
+			if strings.Contains(string(r.Value), next) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no result by model %s", next)
+	})
+	if err := d.monitor.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.monitor.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+	d.startMonitor()
+	if twice := d.finish(); twice != 0 {
+		t.Errorf("%d results came twice after an orderly end", twice)
+	}
 }
 
 func TestMonitorKilled(t *testing.T) {
