@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 type metrics struct {
@@ -22,33 +23,18 @@ const (
 )
 
 func newMetrics(reg prometheus.Registerer) *metrics {
-	counter := func(name, help string) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-		reg.MustRegister(c)
-		return c
-	}
-	gauge := func(name, help string) prometheus.Gauge {
-		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-		reg.MustRegister(g)
-		return g
-	}
-	byPartition := func(name, help string) *prometheus.GaugeVec {
-		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"partition"})
-		reg.MustRegister(g)
-		return g
-	}
+	f := promauto.With(reg)
 	m := &metrics{
-		lag:          byPartition("oodmon_consumer_lag_records", "Offsets between the next to be read and the end of an assigned partition."),
-		committed:    byPartition("oodmon_consumer_committed_offset", "The offset committed last in an assigned partition."),
-		messages:     counter("oodmon_consumer_messages_total", "Messages handed to the line."),
-		bytes:        counter("oodmon_consumer_bytes_total", "Bytes of the keys and values of those messages."),
-		gap:          counter("oodmon_consumer_gap_records_total", "Offsets that retention removed before they were read."),
-		rebalances:   counter("oodmon_consumer_rebalances_total", "Generations of the group that this instance was a member of."),
-		assigned:     gauge("oodmon_consumer_assigned_partitions", "Partitions that this instance reads."),
-		lastProgress: gauge("oodmon_consumer_last_progress_timestamp_seconds", "When an offset was committed last, or all was read."),
-		errors:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_consumer_errors_total", Help: "Failed attempts, by operation. Each is tried again."}, []string{"operation"}),
+		lag:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "oodmon_consumer_lag_records", Help: "Offsets between the next to be read and the end of an assigned partition."}, []string{"partition"}),
+		committed:    f.NewGaugeVec(prometheus.GaugeOpts{Name: "oodmon_consumer_committed_offset", Help: "The offset committed last in an assigned partition."}, []string{"partition"}),
+		messages:     f.NewCounter(prometheus.CounterOpts{Name: "oodmon_consumer_messages_total", Help: "Messages handed to the line."}),
+		bytes:        f.NewCounter(prometheus.CounterOpts{Name: "oodmon_consumer_bytes_total", Help: "Bytes of the keys and values of those messages."}),
+		gap:          f.NewCounter(prometheus.CounterOpts{Name: "oodmon_consumer_gap_records_total", Help: "Offsets that retention removed before they were read."}),
+		rebalances:   f.NewCounter(prometheus.CounterOpts{Name: "oodmon_consumer_rebalances_total", Help: "Generations of the group that this instance was a member of."}),
+		assigned:     f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_consumer_assigned_partitions", Help: "Partitions that this instance reads."}),
+		lastProgress: f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_consumer_last_progress_timestamp_seconds", Help: "When an offset was committed last, or all was read."}),
+		errors:       f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_consumer_errors_total", Help: "Failed attempts, by operation. Each is tried again."}, []string{"operation"}),
 	}
-	reg.MustRegister(m.errors)
 	for _, op := range []string{opJoin, opFetch, opHandle, opCommit} {
 		m.errors.WithLabelValues(op)
 	}

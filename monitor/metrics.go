@@ -6,6 +6,7 @@ import (
 
 	"github.com/oodmon/oodmon/model"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // metrics are the series of the line and of the model in service. The label
@@ -40,63 +41,43 @@ const (
 )
 
 func newMetrics(reg prometheus.Registerer) *metrics {
-	counter := func(name, help string) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-		reg.MustRegister(c)
-		return c
-	}
-	gauge := func(name, help string) prometheus.Gauge {
-		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-		reg.MustRegister(g)
-		return g
-	}
-	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-		reg.MustRegister(c)
-		return c
-	}
-	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
-		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
-		reg.MustRegister(g)
-		return g
-	}
+	f := promauto.With(reg)
 	m := &metrics{
-		records:    counter("oodmon_records_total", "Records scored and published or held back by output.when."),
-		ood:        counter("oodmon_ood_records_total", "Records whose score was above the threshold."),
-		invalid:    counter("oodmon_invalid_scores_total", "Records that have no score: not finite, or without a direction."),
-		predicted:  counters("oodmon_predicted_class_total", "Records by the class of the nearest prototype.", "class"),
-		lastRecord: gauge("oodmon_last_record_timestamp_seconds", "When the last record was scored."),
-		score: prometheus.NewHistogram(prometheus.HistogramOpts{
+		records:    f.NewCounter(prometheus.CounterOpts{Name: "oodmon_records_total", Help: "Records scored and published or held back by output.when."}),
+		ood:        f.NewCounter(prometheus.CounterOpts{Name: "oodmon_ood_records_total", Help: "Records whose score was above the threshold."}),
+		invalid:    f.NewCounter(prometheus.CounterOpts{Name: "oodmon_invalid_scores_total", Help: "Records that have no score: not finite, or without a direction."}),
+		predicted:  f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_predicted_class_total", Help: "Records by the class of the nearest prototype."}, []string{"class"}),
+		lastRecord: f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_last_record_timestamp_seconds", Help: "When the last record was scored."}),
+		score: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "oodmon_score", Help: "Minimum distance score; larger is more out of distribution.",
 			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour,
 		}),
-		pValue: prometheus.NewHistogram(prometheus.HistogramOpts{
+		pValue: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "oodmon_pvalue", Help: "Conformal p-value; uniform while the stream is like the calibration data.",
 			Buckets: []float64{.01, .05, .1, .2, .3, .4, .5, .6, .7, .8, .9, 1},
 		}),
-		batchDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		batchDuration: f.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "oodmon_batch_duration_seconds", Help: "Time that a batch spent in each stage of the line.",
 			Buckets: prometheus.ExponentialBuckets(.0001, 4, 9),
 		}, []string{"stage"}),
 
-		modelInfo:     gauges("oodmon_model_info", "1 for the model in service.", "version", "detector", "score"),
-		modelCreated:  gauge("oodmon_model_created_timestamp_seconds", "When the model in service was made."),
-		targetFPR:     gauge("oodmon_target_false_positive_rate", "The false-positive rate that the threshold was chosen for."),
-		reloads:       counters("oodmon_model_reloads_total", "Attempts to take in another model, by result.", "result"),
-		reloadOK:      gauge("oodmon_model_last_reload_successful", "0 while the registry's current model was refused or could not be read, else 1."),
-		reloadOKTime:  gauge("oodmon_model_last_reload_success_timestamp_seconds", "When the registry's current model was last known to be the one in service."),
-		retrainRun:    gauge("oodmon_retrain_last_run_timestamp_seconds", "When the last retraining ended, by the registry's history; 0 if none did."),
-		retrainOKTime: gauge("oodmon_retrain_last_success_timestamp_seconds", "When retraining last published a model, by the registry's history; 0 if it never did."),
-		retrainResult: gauges("oodmon_retrain_last_result", "1 for the result of the last retraining.", "result"),
+		modelInfo:     f.NewGaugeVec(prometheus.GaugeOpts{Name: "oodmon_model_info", Help: "1 for the model in service."}, []string{"version", "detector", "score"}),
+		modelCreated:  f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_model_created_timestamp_seconds", Help: "When the model in service was made."}),
+		targetFPR:     f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_target_false_positive_rate", Help: "The false-positive rate that the threshold was chosen for."}),
+		reloads:       f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_model_reloads_total", Help: "Attempts to take in another model, by result."}, []string{"result"}),
+		reloadOK:      f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_model_last_reload_successful", Help: "0 while the registry's current model was refused or could not be read, else 1."}),
+		reloadOKTime:  f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_model_last_reload_success_timestamp_seconds", Help: "When the registry's current model was last known to be the one in service."}),
+		retrainRun:    f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_retrain_last_run_timestamp_seconds", Help: "When the last retraining ended, by the registry's history; 0 if none did."}),
+		retrainOKTime: f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_retrain_last_success_timestamp_seconds", Help: "When retraining last published a model, by the registry's history; 0 if it never did."}),
+		retrainResult: f.NewGaugeVec(prometheus.GaugeOpts{Name: "oodmon_retrain_last_result", Help: "1 for the result of the last retraining."}, []string{"result"}),
 	}
-	reg.MustRegister(m.score, m.pValue, m.batchDuration)
 	for _, stage := range []string{stageDecode, stageScore, stagePublish, stageDeadLetter} {
 		m.batchDuration.WithLabelValues(stage)
 	}
 	for _, result := range []string{"success", "failure"} {
 		m.reloads.WithLabelValues(result)
 	}
-	build := gauges("oodmon_build_info", "1, with the version of this program.", "version", "go_version")
+	build := f.NewGaugeVec(prometheus.GaugeOpts{Name: "oodmon_build_info", Help: "1, with the version of this program."}, []string{"version", "go_version"})
 	version, goVersion := BuildVersion()
 	build.WithLabelValues(version, goVersion).Set(1)
 	return m

@@ -1,6 +1,9 @@
 package sink
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
 
 type metrics struct {
 	messages    *prometheus.CounterVec
@@ -16,21 +19,16 @@ const (
 )
 
 func newMetrics(reg prometheus.Registerer, reasons []string) *metrics {
-	counters := func(name, help, label string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
-		reg.MustRegister(c)
-		return c
-	}
+	f := promauto.With(reg)
 	m := &metrics{
-		messages:    counters("oodmon_sink_messages_total", "Messages that all in-sync replicas acknowledged.", "topic_kind"),
-		deadLetters: counters("oodmon_dead_letters_total", "Records, or rows of one, in the dead-letter topic, by reason.", "reason"),
-		errors:      counters("oodmon_sink_errors_total", "Failed attempts to publish, by kind of topic.", "operation"),
-		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+		messages:    f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_sink_messages_total", Help: "Messages that all in-sync replicas acknowledged."}, []string{"topic_kind"}),
+		deadLetters: f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_dead_letters_total", Help: "Records, or rows of one, in the dead-letter topic, by reason."}, []string{"reason"}),
+		errors:      f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_sink_errors_total", Help: "Failed attempts to publish, by kind of topic."}, []string{"operation"}),
+		duration: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "oodmon_produce_duration_seconds", Help: "Time until a produce request was acknowledged.",
 			Buckets: prometheus.ExponentialBuckets(.0005, 3, 10),
 		}),
 	}
-	reg.MustRegister(m.duration)
 	for _, kind := range []string{kindScores, kindDeadLetter} {
 		m.messages.WithLabelValues(kind)
 		m.errors.WithLabelValues(kind)

@@ -7,10 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/oodmon/oodmon/model"
-	"github.com/oodmon/oodmon/scorer"
-	"gorgonia.org/tensor"
 )
 
 // readReference reads the float32 and int32 tensors of a safetensors file.
@@ -91,38 +87,6 @@ func TestLossAgreesWithTheAuthors(t *testing.T) {
 			closeTo(t, "loss", []float32{float32(loss)}, floats["loss"], 1e-5)
 			closeTo(t, "gradient of the prototypes", h.gradPrototypes, floats["grad.prototypes"], 1e-5)
 			closeTo(t, "gradient of the scale", []float32{h.gradScale}, floats["grad.distance_scale"], 1e-5)
-		})
-	}
-}
-
-// The score is the negative of the authors' minimum distance score, and the
-// nearest class that of their largest logit.
-func TestScoreAgreesWithTheAuthors(t *testing.T) {
-	for _, path := range references(t) {
-		t.Run(filepath.Base(path), func(t *testing.T) {
-			floats, _, shapes := readReference(t, path)
-			c, d := shapes["prototypes"][0], shapes["prototypes"][1]
-			m := &model.Model{
-				Prototypes:    tensor.New(tensor.WithShape(c, d), tensor.WithBacking(floats["prototypes"])),
-				DistanceScale: floats["distance_scale"][0], Temperature: 1,
-			}
-			scores, classes, err := scorer.Distances(m, floats["features"])
-			if err != nil {
-				t.Fatal(err)
-			}
-			for i := range scores {
-				scores[i] = -scores[i]
-				row, best := floats["logits"][i*c:(i+1)*c], 0
-				for k, v := range row {
-					if v > row[best] {
-						best = k
-					}
-				}
-				if int(classes[i]) != best {
-					t.Errorf("row %d: class %d, want %d", i, classes[i], best)
-				}
-			}
-			closeTo(t, "score", scores, floats["score.mds"], 1e-5)
 		})
 	}
 }
