@@ -33,7 +33,7 @@ All are shares between 0 and 1. MODEL is a model file, or a registry: then its
 current model.`,
 		Example: `  oodmon eval --model head.safetensors --id test.arrow --ood ood.arrow
   oodmon eval --model /var/lib/oodmon/registry --id test.parquet --ood ood.parquet --json`,
-		Args: cobra.NoArgs,
+		Args: noLooseFiles,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			m, err := loadModel(cmd.Context(), location)
 			if err != nil {

@@ -99,6 +99,7 @@ func TestWrongUsage(t *testing.T) {
 	}{
 		{[]string{"frobnicate"}, 2, `unknown command "frobnicate" for "oodmon"`},
 		{[]string{"train", "--dat", "x"}, 2, "unknown flag: --dat; see 'oodmon train --help'"},
+		{[]string{"train", "--data", "a", "b", "--output", "c"}, 2, `unexpected argument "b": repeat the flag before each file; see 'oodmon train --help'`},
 		{[]string{"train"}, 2, `required flag(s) "data", "output" not set`},
 		{[]string{"train", "--data", "x", "--output", "y", "--loss", "hinge"}, 2, `--loss: "hinge" is not one of ["isomax+"]`},
 		{[]string{"score", "--model", "x"}, 2, "requires at least 1 arg(s), only received 0"},

@@ -315,7 +315,7 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 --promote puts it into service.`,
 		Example: `  oodmon model import --head head.safetensors --calibration val.arrow --output model.safetensors
   oodmon model import --head head.safetensors --calibration val.parquet --registry /var/lib/oodmon/registry --promote`,
-		Args: cobra.NoArgs,
+		Args: noLooseFiles,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if (output == "") == (*registry == "") {
 				return withExit(exitUsage, errors.New("exactly one of --output and --registry is required"))

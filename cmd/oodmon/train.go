@@ -22,7 +22,7 @@ func newTrainCommand() *cobra.Command {
 	)
 	opts := trainer.Options{Recipe: trainer.DefaultRecipe()}
 	cmd := &cobra.Command{
-		Use:   "train --data FILE... --output MODEL",
+		Use:   "train --data FILE [--data FILE]... --output MODEL",
 		Short: "Fit an IsoMax+ head to labelled embeddings and calibrate it",
 		Long: `train fits an IsoMax+ head to labelled embeddings, calibrates its threshold on
 embeddings that the fit never saw, and writes a model file.
@@ -34,7 +34,7 @@ random by the seed. The same data, options and machine give the same file, but
 for the time that it carries.`,
 		Example: `  oodmon train --data train.parquet --calibration val.parquet --output head.safetensors
   oodmon train --data train-1.arrow --data train-2.arrow --output head.safetensors --alpha 0.05 --json`,
-		Args: cobra.NoArgs,
+		Args: noLooseFiles,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if loss != model.IsoMaxPlus {
 				return withExit(exitUsage, fmt.Errorf("--loss: %q is not one of [%q]", loss, model.IsoMaxPlus))
@@ -83,6 +83,15 @@ for the time that it carries.`,
 	must(cmd.MarkFlagRequired("data"))
 	must(cmd.MarkFlagRequired("output"))
 	return cmd
+}
+
+// noLooseFiles refuses what a shell's wildcard leaves behind a flag: which set
+// the files belong to must be said.
+func noLooseFiles(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unexpected argument %q: repeat the flag before each file", args[0])
+	}
+	return nil
 }
 
 // writeModel replaces path at once, so that nobody reads half a model.
