@@ -128,9 +128,10 @@ func (b *Builder) fits(n int) bool {
 
 // Append decodes a message. What cannot be decoded becomes a Reject.
 //
-// The id of a record is its own, else that of IDHeader, else the key as
-// text; a key that is not UTF-8 is written in hexadecimal. The segment and the
-// time are the record's own, else the message's.
+// The id of a record is its own, else that of IDHeader, else the key as text,
+// else empty. The segment and the time are the record's own, else the
+// message's. A key or header that is not UTF-8 is written in hexadecimal, and
+// what is longer than 256 bytes is cut: it is copied into every row.
 //
 // The codec auto goes by the content type: application/octet-stream is raw,
 // application/json JSON, application/vnd.apache.arrow.stream Arrow. Without
@@ -271,10 +272,22 @@ func (b *Builder) fallbackID(m *Message) []byte {
 	return printable(m.Key)
 }
 
-// printable returns text, or if it is not UTF-8 its bytes in hexadecimal.
+// maxShared bounds what all rows of a message have from its key or a header:
+// a small message with many rows and a large key would fill the memory.
+const maxShared = 256
+
+// printable returns text, or if it is not UTF-8 its bytes in hexadecimal; no
+// more than maxShared of it, and no part of a character.
 func printable(text []byte) []byte {
-	if utf8.Valid(text) {
+	if !utf8.Valid(text) {
+		text = hex.AppendEncode(nil, text[:min(len(text), maxShared/2)])
+	}
+	if len(text) <= maxShared {
 		return text
 	}
-	return hex.AppendEncode(nil, text)
+	end := maxShared
+	for !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end]
 }

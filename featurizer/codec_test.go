@@ -106,7 +106,9 @@ func listOf[T float32 | float64](item arrow.DataType) (*arrow.Schema, func([][]f
 						values.Append(float64(f))
 					}
 				}
-				b.Field(1).(*array.Int64Builder).Append(int64(i))
+				if len(b.Fields()) > 1 {
+					b.Field(1).(*array.Int64Builder).Append(int64(i))
+				}
 			}
 		}
 	}
@@ -179,6 +181,8 @@ func TestFieldsOfARecord(t *testing.T) {
 		{"from headers", Message{Value: rawBytes(vectors[0]), Key: []byte("k"), Headers: headers{"id": "h", "segment": "g"}, Time: at}, "h", "(null)", "g", "2026-03-04T05:06:07Z"},
 		{"from the key", Message{Value: rawBytes(vectors[0]), Key: []byte("k"), Time: at}, "k", "(null)", "(null)", "2026-03-04T05:06:07Z"},
 		{"a key that is not UTF-8", Message{Value: rawBytes(vectors[0]), Key: []byte{0xff, 1}, Time: at}, "ff01", "(null)", "(null)", "2026-03-04T05:06:07Z"},
+		{"a long key", Message{Value: rawBytes(vectors[0]), Key: []byte("k" + strings.Repeat("é", 200)), Time: at}, "k" + strings.Repeat("é", 127), "(null)", "(null)", "2026-03-04T05:06:07Z"},
+		{"a long key that is not UTF-8", Message{Value: rawBytes(vectors[0]), Key: bytes.Repeat([]byte{0xff}, 1000), Time: at}, strings.Repeat("ff", 128), "(null)", "(null)", "2026-03-04T05:06:07Z"},
 		{"numbers", Message{Value: []byte(`{"embedding":[1,2,3],"id":-12,"timestamp":1500}`), Time: at}, "-12", "(null)", "(null)", "1970-01-01T00:00:01.5Z"},
 		{"nulls", Message{Value: []byte(`{"embedding":[1,2,3],"id":null,"label":null,"segment":null,"timestamp":null}`), Time: at}, "", "(null)", "(null)", "2026-03-04T05:06:07Z"},
 	} {
@@ -227,6 +231,11 @@ func TestRejects(t *testing.T) {
 	ints := arrow.NewSchema([]arrow.Field{{Name: ColEmbedding, Type: arrow.ListOf(arrow.PrimitiveTypes.Int32)}}, nil)
 	other := arrow.NewSchema([]arrow.Field{{Name: "vector", Type: arrow.FixedSizeListOf(3, arrow.PrimitiveTypes.Float32)}}, nil)
 	whole := stream(t, fixedSize(3), nil, fillFixed(vectors))
+	// Lists of no values take four bytes each: a small message can claim many.
+	lists, fillLists := listOf[float32](arrow.PrimitiveTypes.Float32)
+	none := fillLists(make([][]float32, 40_000))
+	withoutIDs := arrow.NewSchema(lists.Fields()[:1], nil)
+	large := stream(t, withoutIDs, nil, none, none)
 	asArrow := headers{"content-type": ArrowContentType}
 	asJSON := headers{"content-type": "application/json; charset=utf-8"}
 	for _, test := range []struct {
@@ -259,6 +268,7 @@ func TestRejects(t *testing.T) {
 		{"too many rows", Message{Value: []byte("[" + strings.Repeat("1,", 1<<16) + "1]")}, -1, TooLarge, "the message has 65537 records, at most 65536 are read"},
 		{"no rows", Message{Value: []byte(`[]`)}, -1, Empty, "no records, expected at least one"},
 		{"no Arrow rows", Message{Value: stream(t, fixedSize(3), nil)}, -1, Empty, "no records, expected at least one"},
+		{"too many Arrow rows", Message{Value: large}, -1, TooLarge, "the message has 80000 records or more, at most 65536 are read"},
 		{"Arrow of another dimension", Message{Value: stream(t, fixedSize(2), nil, fillFixed([][]float32{{1, 2}}))}, -1, WrongDimension, "column embedding holds 2 values a row, expected 3"},
 		{"Arrow without the column", Message{Value: stream(t, other, nil)}, -1, Empty, "no records"},
 		{"Arrow of integers", Message{Value: stream(t, ints, nil, func(b *array.RecordBuilder) { b.Field(0).AppendNull() })}, -1, BadArrow, "column embedding has type list<item: int32, nullable>, expected a list of float32"},

@@ -31,6 +31,9 @@ func (b *Builder) decodeArrow(m *Message) error {
 		if src.dim != anyDim && !b.fits(src.dim) {
 			return reject(WrongDimension, "column %s holds %d values a row, expected %d", ColEmbedding, src.dim, b.cfg.Dim)
 		}
+		if total := int64(row) + rec.NumRows(); total > maxMessageRows {
+			return reject(TooLarge, "the message has %d records or more, at most %d are read", total, maxMessageRows)
+		}
 		for i := range int(rec.NumRows()) {
 			values, err := src.embedding(i)
 			if err == nil && !b.fits(len(values)) {
