@@ -126,7 +126,8 @@ func (b *Builder) fits(n int) bool {
 	return n == b.cfg.Dim
 }
 
-// Append decodes a message. What cannot be decoded becomes a Reject.
+// Append decodes a message. What cannot be decoded becomes a Reject: a row, or
+// the whole message where it is broken or more than 32 of its rows are bad.
 //
 // The id of a record is its own, else that of IDHeader, else the key as text,
 // else empty. The segment and the time are the record's own, else the
@@ -178,6 +179,21 @@ func (e *decodeError) Error() string { return e.err.Error() }
 
 func reject(reason Reason, format string, args ...any) error {
 	return &decodeError{reason, fmt.Errorf(format, args...)}
+}
+
+// maxBadRows is how many rows of one message may be bad before it is rejected
+// whole: a bad row can take two bytes, and each becomes a dead letter.
+const maxBadRows = 32
+
+// rejectRow keeps a bad row apart, or returns what rejects the whole message.
+// bad is how many of its rows were bad before.
+func (b *Builder) rejectRow(m *Message, row int32, bad int, err error) error {
+	why := asDecodeError(err)
+	if bad == maxBadRows {
+		return reject(why.reason, "more than %d rows are bad; row %d: %w", maxBadRows, row, why.err)
+	}
+	b.rejects = append(b.rejects, Reject{m.Offset, row, why.reason, why.err})
+	return nil
 }
 
 // asDecodeError returns err, which only decode made.

@@ -231,11 +231,17 @@ func TestRejects(t *testing.T) {
 	ints := arrow.NewSchema([]arrow.Field{{Name: ColEmbedding, Type: arrow.ListOf(arrow.PrimitiveTypes.Int32)}}, nil)
 	other := arrow.NewSchema([]arrow.Field{{Name: "vector", Type: arrow.FixedSizeListOf(3, arrow.PrimitiveTypes.Float32)}}, nil)
 	whole := stream(t, fixedSize(3), nil, fillFixed(vectors))
-	// Lists of no values take four bytes each: a small message can claim many.
 	lists, fillLists := listOf[float32](arrow.PrimitiveTypes.Float32)
-	none := fillLists(make([][]float32, 40_000))
 	withoutIDs := arrow.NewSchema(lists.Fields()[:1], nil)
-	large := stream(t, withoutIDs, nil, none, none)
+	bare := arrow.NewSchema(fixedSize(3).Fields()[2:3], nil)
+	many := func(b *array.RecordBuilder) {
+		list := b.Field(0).(*array.FixedSizeListBuilder)
+		for range 40_000 {
+			list.Append(true)
+			list.ValueBuilder().(*array.Float32Builder).AppendValues(vectors[0], nil)
+		}
+	}
+	large := stream(t, bare, nil, many, many)
 	asArrow := headers{"content-type": ArrowContentType}
 	asJSON := headers{"content-type": "application/json; charset=utf-8"}
 	for _, test := range []struct {
@@ -266,6 +272,8 @@ func TestRejects(t *testing.T) {
 		{"deep nesting", Message{Value: []byte(`{"x":` + strings.Repeat("[", 400_000) + strings.Repeat("]", 400_000) + `,"embedding":[1,2,3]}`)}, -1, BadJSON, ""},
 		{"a wrong row among good ones", Message{Value: []byte(`[{"embedding":[1,2,3]},{"embedding":[1]},{"embedding":[1,2,3]}]`)}, 1, WrongDimension, "embedding has 1 values, expected 3"},
 		{"too many rows", Message{Value: []byte("[" + strings.Repeat("1,", 1<<16) + "1]")}, -1, TooLarge, "the message has 65537 records, at most 65536 are read"},
+		{"too many bad rows", Message{Value: []byte(`[{"embedding":[1,2,3]}` + strings.Repeat(",1", 33) + "]")}, -1, BadJSON, "more than 32 rows are bad; row 33: "},
+		{"too many bad Arrow rows", Message{Value: stream(t, withoutIDs, nil, fillLists(make([][]float32, 33)))}, -1, WrongDimension, "more than 32 rows are bad; row 32: embedding has 0 values, expected 3"},
 		{"no rows", Message{Value: []byte(`[]`)}, -1, Empty, "no records, expected at least one"},
 		{"no Arrow rows", Message{Value: stream(t, fixedSize(3), nil)}, -1, Empty, "no records, expected at least one"},
 		{"too many Arrow rows", Message{Value: large}, -1, TooLarge, "the message has 80000 records or more, at most 65536 are read"},
@@ -301,6 +309,46 @@ func TestRejects(t *testing.T) {
 				t.Errorf("%d rows, want %d", rec.NumRows(), want)
 			}
 		})
+	}
+}
+
+// What all rows share is not multiplied by them, and bad rows of a few bytes
+// are not multiplied by what a reject takes: either once filled the memory.
+func TestSmallMessagesStaySmall(t *testing.T) {
+	schema, fill := listOf[float32](arrow.PrimitiveTypes.Float32)
+	withoutIDs := arrow.NewSchema(schema.Fields()[:1], nil)
+	good := make([][]float32, 20_000)
+	for i := range good {
+		good[i] = vectors[0]
+	}
+	rows := stream(t, withoutIDs, nil, fill(good))
+	b := newTestBuilder(t, 3)
+	b.Append(Message{Value: rows, Key: bytes.Repeat([]byte("k"), 200_000), Headers: headers{"segment": strings.Repeat("s", 200_000)}})
+	rec, rejects := b.Take()
+	if rec.NumRows() != int64(len(good)) || len(rejects) != 0 {
+		t.Fatalf("%d rows, %d rejects", rec.NumRows(), len(rejects))
+	}
+	for _, name := range []string{ColID, ColSegment} {
+		col, err := Column[*array.String](rec, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(col.ValueBytes()); n > 256*len(good) {
+			t.Errorf("column %s holds %d bytes", name, n)
+		}
+	}
+	rec.Release()
+
+	// 32 bad rows are kept apart, in each message anew.
+	bad := []byte(`[{"embedding":[1,2,3]}` + strings.Repeat(",1", 32) + "]")
+	for range 3 {
+		b.Append(Message{Value: bad})
+	}
+	b.Append(Message{Value: []byte("[1" + strings.Repeat(",1", 60_000) + "]")})
+	rec, rejects = b.Take()
+	defer rec.Release()
+	if rec.NumRows() != 3 || len(rejects) != 3*32+1 {
+		t.Errorf("%d rows and %d rejects, want 3 and 97", rec.NumRows(), len(rejects))
 	}
 }
 

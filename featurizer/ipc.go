@@ -21,7 +21,7 @@ const (
 
 // decodeArrow reads an IPC stream of one or more record batches.
 func (b *Builder) decodeArrow(m *Message) error {
-	row := int32(0)
+	row, before := int32(0), len(b.rejects)
 	limits := ipcLimits{metadata: maxMetadata, body: b.cfg.MaxMessageBytes, rows: maxMessageRows}
 	err := readIPC(bytes.NewReader(m.Value), limits, false, func(rec arrow.Record) error {
 		src, err := newSource(rec)
@@ -40,8 +40,9 @@ func (b *Builder) decodeArrow(m *Message) error {
 				err = reject(WrongDimension, "embedding has %d values, expected %d", len(values), b.cfg.Dim)
 			}
 			if err != nil {
-				bad := asDecodeError(err)
-				b.rejects = append(b.rejects, Reject{m.Offset, row, bad.reason, bad.err})
+				if err := b.rejectRow(m, row, len(b.rejects)-before, err); err != nil {
+					return err
+				}
 			} else {
 				b.columns.embedding = append(b.columns.embedding, values...)
 				micros, ok := src.micros(i)
@@ -67,8 +68,7 @@ func (b *Builder) decodeArrow(m *Message) error {
 }
 
 // readIPC calls fn with each record batch of an IPC stream, or of the rest of an
-// IPC file after its magic word. Whatever the bytes
-// are, it returns: Arrow's reader sees only messages that the verifier passed,
+// IPC file after its magic word. Whatever the bytes are, it returns: Arrow's reader sees only messages that the verifier passed,
 // can allocate no more than the limits, and its panics become errors.
 func readIPC(r io.Reader, limits ipcLimits, file bool, fn func(arrow.Record) error) (err error) {
 	v := &verifier{r: r, limits: limits, file: file}

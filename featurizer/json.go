@@ -178,10 +178,12 @@ func (b *Builder) decodeJSON(m *Message) (err error) {
 	if len(b.rows) > maxMessageRows {
 		return reject(TooLarge, "the message has %d records, at most %d are read", len(b.rows), maxMessageRows)
 	}
+	before := len(b.rejects)
 	for i, row := range b.rows {
 		if err := b.decodeRow(m, row, int32(i)); err != nil {
-			bad := asDecodeError(err)
-			b.rejects = append(b.rejects, Reject{m.Offset, int32(i), bad.reason, bad.err})
+			if err := b.rejectRow(m, int32(i), len(b.rejects)-before, err); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
