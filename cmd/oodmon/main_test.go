@@ -278,7 +278,7 @@ func TestModels(t *testing.T) {
 	if o := oodmon(t, 1, "model", "promote", "--registry", registry, "0123456789ab"); !strings.Contains(o.stderr, "no such model in the registry") {
 		t.Errorf("%s", o.stderr)
 	}
-	if o := oodmon(t, 1, "model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--output", "x", "--classes", "a,b"); !strings.Contains(o.stderr, "2 class names for 8 prototypes") {
+	if o := oodmon(t, 1, "model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--output", "x", "--classes", "a,b"); !strings.Contains(o.stderr, "2 class names for 8 classes") {
 		t.Errorf("%s", o.stderr)
 	}
 }
