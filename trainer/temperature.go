@@ -26,6 +26,13 @@ type Temperature struct {
 	NLL       float64 `json:"nll"`
 }
 
+func (t Temperature) String() string {
+	if t.Records == 0 {
+		return fmt.Sprintf("temperature %.4g: not fitted, since no calibration record has a label that the model knows", t.Value)
+	}
+	return fmt.Sprintf("temperature %.4g, fitted to %d labelled calibration records: expected calibration error %.4f, %.4f before", t.Value, t.Records, t.ECE, t.ECEBefore)
+}
+
 // The temperatures that a fit may choose.
 const minTemperature, maxTemperature = 1e-3, 1e3
 

@@ -59,8 +59,10 @@ type Recipe struct {
 	// Patience, if not 0, keeps a tenth of the records apart and stops after so
 	// many epochs without a lower loss on them; the parameters of the best
 	// epoch are kept.
-	Patience int    `yaml:"patience" json:"patience"`
-	Seed     uint64 `yaml:"seed" json:"seed"`
+	Patience int `yaml:"patience" json:"patience"`
+	// WarmStart makes Retrain go on from the model in service.
+	WarmStart bool   `yaml:"warm_start" json:"warm_start"`
+	Seed      uint64 `yaml:"seed" json:"seed"`
 }
 
 // DefaultRecipe returns the recipe of a user who chose nothing.
@@ -76,7 +78,8 @@ func Losses() []string {
 	return []string{model.IsoMaxPlus, model.IsoMax, model.DisMax, model.Softmax}
 }
 
-func (r *Recipe) validate() error {
+// Validate reports every value that cannot work, each with its key.
+func (r *Recipe) Validate() error {
 	var all []error
 	check := func(ok bool, format string, args ...any) {
 		if !ok {
@@ -182,7 +185,7 @@ type Report struct {
 // Train fits a head and calibrates it. The same data, options and machine give
 // the same model.
 func Train(ctx context.Context, opts Options) (_ *model.Model, _ *Report, err error) {
-	if err := opts.Recipe.validate(); err != nil {
+	if err := opts.Recipe.Validate(); err != nil {
 		return nil, nil, err
 	}
 	share := 0.

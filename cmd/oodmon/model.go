@@ -318,7 +318,9 @@ where there are weights and isomax+ where there are prototypes. A
 linear layer between the embeddings and the head comes along as the tensor
 transform.matrix [D, K] (a torch.nn.Linear's weight, transposed), or, for identity
 plus low rank, x + (x·U)·V, as transform.u [D, r] and transform.v [r, D].
-Class names come from --classes, else from the file's metadata (classes, a JSON
+The temperature of the probabilities is fitted to the calibration records that
+have a label; without labels it stays what the file says. Class names come from
+--classes, else from the file's metadata (classes, a JSON
 array), else they are numbers. The model goes to a file, or to a registry; there
 --promote puts it into service.`,
 		Example: `  oodmon model import --head head.safetensors --calibration val.arrow --output model.safetensors
@@ -336,9 +338,11 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 			if err != nil {
 				return err
 			}
-			if err := trainer.Calibrate(cmd.Context(), m, trainer.Files(calibration...)); err != nil {
+			temperature, err := trainer.Calibrate(cmd.Context(), m, trainer.Files(calibration...))
+			if err != nil {
 				return err
 			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+temperature.String())
 			if output != "" {
 				if err := writeModel(output, m); err != nil {
 					return err
