@@ -92,9 +92,13 @@ func retrainOnce(cmd *cobra.Command, cfg *monitor.Config, asJSON bool) error {
 			return err
 		}
 	}
+	if !asJSON {
+		if _, err := fmt.Fprint(cmd.OutOrStdout(), report.Text()); err != nil {
+			return err
+		}
+	}
 	if report.Result == model.EventRefused {
 		return withExit(exitRefused, errors.New(report.Line()))
 	}
-	_, err = fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+report.Line())
-	return err
+	return nil
 }
