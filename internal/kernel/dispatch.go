@@ -16,13 +16,14 @@ const Environment = "OODMON_KERNEL"
 type Implementation struct {
 	name  string
 	meter *meter
+	loops *loops
 }
 
 // String returns the name, as OODMON_KERNEL has it.
 func (i *Implementation) String() string { return i.name }
 
 // portable is the pure-Go twin of the others.
-var portable = Implementation{name: "go"}
+var portable = Implementation{name: "go", loops: &goLoops}
 
 // Available returns the implementations that this CPU can run, the fastest
 // first. The last is the pure-Go one, which runs on all.
