@@ -189,7 +189,7 @@ func (l *Logits) stats(s *logitScratch, x []float32, out []LogitStats) {
 		l.bounds(s, i)
 		copy(values[i*stride:(i+1)*stride], l.offset)
 	}
-	multiplyPanels(l.loops, s.padded, x, n, l.d, l.panels, values, stride, true)
+	multiplyPanels(l.loops, s.padded, x, n, l.d, l.panels, stride, values, stride, true)
 	l.loops.peaks(values, l.c, stride, s.tie[:n], s.limit[:n], s.peaks[:n])
 	s.fixes = s.fixes[:0]
 	for i := range n {

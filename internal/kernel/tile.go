@@ -14,13 +14,16 @@ const tileRows = 24
 type loops struct {
 	rows int // of the left operand in a tile
 	// tile multiplies by one panel, wideTile by two, or is nil.
-	tile      func(k int, a []float32, rowStride, stepA int, b []float32, stepB int, c []float32, strideC int, add bool)
-	wideTile  func(k int, a []float32, rowStride, stepA int, b []float32, stepB, nextPanel int, c []float32, strideC int, add bool)
-	squares   func(x []float32, d int, out []float32)
-	peaks     func(v []float32, n, stride int, tie, limit []float32, out []peak)
-	distances func(v []float32, n, stride int, a, b []float32, s float32)
-	sums      func(v []float32, n, stride int, out []sums)
-	gaps      func(x []float32, d int, inv []float32, p []float32, class []int32, out []float32)
+	tile       func(k int, a []float32, rowStride, stepA int, b []float32, stepB int, c []float32, strideC int, add bool)
+	wideTile   func(k int, a []float32, rowStride, stepA int, b []float32, stepB, nextPanel int, c []float32, strideC int, add bool)
+	squares    func(x []float32, d int, out []float32)
+	peaks      func(v []float32, n, stride int, tie, limit []float32, out []peak)
+	distances  func(v []float32, n, stride int, a, b []float32, s float32)
+	sums       func(v []float32, n, stride int, out []sums)
+	gaps       func(x []float32, d int, inv []float32, p []float32, class []int32, out []float32)
+	exps       func(v []float32, n int, scale float32, out []expSum)
+	scaleRows  func(v []float32, n int, by []float32)
+	divideRows func(g, d []float32, n int, factor float32, out []float32)
 }
 
 // A peak is the largest value of a row and who is near it.
@@ -64,21 +67,22 @@ func grow[T any](s []T, n int) []T {
 }
 
 // multiplyPanels sets c, or adds to it, the product of the n ≤ tileRows rows of
-// x, n×k row-major, with packed panels. c has tileRows rows, stride apart, of
-// which those from n on become garbage; so does padded, of tileRows·k values.
-func multiplyPanels(l *loops, padded, x []float32, n, k int, panels, c []float32, stride int, add bool) {
+// x, n×k row-major, with packed panels of so many columns, a multiple of
+// panelWidth. c has tileRows rows, stride apart, of which those from n on become
+// garbage; so does padded, of tileRows·k values.
+func multiplyPanels(l *loops, padded, x []float32, n, k int, panels []float32, columns int, c []float32, stride int, add bool) {
 	if n%l.rows != 0 {
 		// The last tile reads whole rows: it gets them from a copy.
 		copy(padded, x[:n*k])
 		x = padded
 	}
 	j := 0
-	for ; l.wideTile != nil && j+2*panelWidth <= stride; j += 2 * panelWidth {
+	for ; l.wideTile != nil && j+2*panelWidth <= columns; j += 2 * panelWidth {
 		for i := 0; i < n; i += l.rows {
 			l.wideTile(k, x[i*k:], k, 1, panels[j*k:], panelWidth, panelWidth*k, c[i*stride+j:], stride, add)
 		}
 	}
-	for ; j < stride; j += panelWidth {
+	for ; j < columns; j += panelWidth {
 		for i := 0; i < n; i += l.rows {
 			l.tile(k, x[i*k:], k, 1, panels[j*k:], panelWidth, c[i*stride+j:], stride, add)
 		}

@@ -6,6 +6,7 @@ import "math"
 var goLoops = loops{
 	rows: 4,
 	tile: tileGo, squares: squaresGo, peaks: peaksGo, distances: distancesGo, sums: sumsGo, gaps: gapsGo,
+	exps: expsGo, scaleRows: scaleRowsGo, divideRows: divideRowsGo,
 }
 
 // tileGo computes c = a·b, or c += a·b with add, where a is 4×k with rows
@@ -108,6 +109,47 @@ func gapsGo(x []float32, d int, inv []float32, p []float32, class []int32, out [
 		for j, v := range row {
 			diff := float64(v*inv[i] - proto[j])
 			s += diff * diff
+		}
+		out[i] = float32(s)
+	}
+}
+
+// expsGo replaces the values v, in rows of n, by exp(scale·v − m), m the largest
+// scale·v, and sums them.
+func expsGo(v []float32, n int, scale float32, out []expSum) {
+	for i := range out {
+		row := v[i*n:][:n]
+		largest, sum := float32(math.Inf(-1)), 0.
+		for _, x := range row {
+			largest = max(largest, scale*x)
+		}
+		for j, x := range row {
+			row[j] = float32(math.Exp(float64(float32(scale*x) - largest)))
+			sum += float64(row[j])
+		}
+		out[i] = expSum{largest, float32(sum)}
+	}
+}
+
+// scaleRowsGo multiplies row i of v, of n values, by by[i].
+func scaleRowsGo(v []float32, n int, by []float32) {
+	for i, f := range by {
+		row := v[i*n:][:n]
+		for j := range row {
+			row[j] *= f
+		}
+	}
+}
+
+// divideRowsGo replaces g, in rows of n, by factor·g/max(d, MinDistance), and
+// sets out[i] to the Σ g·d of row i before.
+func divideRowsGo(g, d []float32, n int, factor float32, out []float32) {
+	for i := range out {
+		row, by := g[i*n:][:n], d[i*n:][:n]
+		var s float64
+		for j, v := range row {
+			s += float64(v) * float64(by[j])
+			row[j] = factor * v / max(by[j], MinDistance)
 		}
 		out[i] = float32(s)
 	}
