@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/oodmon/oodmon/alerts"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/trainer"
 	"go.yaml.in/yaml/v3"
@@ -27,6 +28,7 @@ type Config struct {
 	Web        WebConfig             `yaml:"web"`
 	Shutdown   ShutdownConfig        `yaml:"shutdown"`
 	Retrain    trainer.RetrainConfig `yaml:"retrain"`
+	Alerts     alerts.Config         `yaml:"alerts"`
 }
 
 // An InputConfig says which records are read and how their bytes are understood.
@@ -122,6 +124,7 @@ func DefaultConfig() *Config {
 		Web:      WebConfig{ListenAddresses: []string{":9095"}},
 		Shutdown: ShutdownConfig{DrainTimeout: 15 * time.Second},
 		Retrain:  trainer.DefaultRetrainConfig(),
+		Alerts:   alerts.DefaultConfig(),
 	}
 }
 
@@ -219,5 +222,13 @@ func (c *Config) Validate() error {
 	if err := c.Retrain.Validate(); err != nil {
 		all = append(all, err)
 	}
+	if err := c.Alerts.Validate(); err != nil {
+		all = append(all, err)
+	}
 	return errors.Join(all...)
+}
+
+// AlertParameters returns what the alerting rules repeat from the configuration.
+func (c *Config) AlertParameters() alerts.Parameters {
+	return alerts.Parameters{Config: c.Alerts, FalsePositiveRate: c.Retrain.FalsePositiveRate, StallTimeout: c.Input.StallTimeout}
 }
