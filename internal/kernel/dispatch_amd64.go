@@ -3,8 +3,8 @@ package kernel
 import "golang.org/x/sys/cpu"
 
 var (
-	avx512 = Implementation{name: "avx512", meter: &meter{16, fmaAVX512, readAVX512}, loops: &goLoops}
-	avx2   = Implementation{name: "avx2", meter: &meter{8, fmaAVX2, readAVX2}, loops: &goLoops}
+	avx512 = Implementation{name: "avx512", meter: &meter{16, fmaAVX512, readAVX512}, loops: &avx512Loops}
+	avx2   = Implementation{name: "avx2", meter: &meter{8, fmaAVX2, readAVX2}, loops: &avx2Loops}
 )
 
 // native returns what this CPU can run, the fastest first. cpu reports a
