@@ -151,7 +151,6 @@ func (r *RetrainReport) Text() string {
 	for _, v := range r.Gate {
 		line("rule        %s", v)
 	}
-	line("%s", r.Line())
 	return text.String()
 }
 

@@ -88,17 +88,16 @@ func retrainOnce(cmd *cobra.Command, cfg *monitor.Config, asJSON bool) error {
 		return fmt.Errorf("retrain: %w", err)
 	}
 	if asJSON {
-		if err := writeJSON(cmd.OutOrStdout(), report); err != nil {
-			return err
-		}
+		err = writeJSON(cmd.OutOrStdout(), report)
+	} else {
+		_, err = fmt.Fprint(cmd.OutOrStdout(), report.Text())
 	}
-	if !asJSON {
-		if _, err := fmt.Fprint(cmd.OutOrStdout(), report.Text()); err != nil {
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	if report.Result == model.EventRefused {
 		return withExit(exitRefused, errors.New(report.Line()))
 	}
-	return nil
+	_, err = fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+report.Line())
+	return err
 }
