@@ -14,15 +14,13 @@ const Environment = "OODMON_KERNEL"
 // An Implementation is one set of the kernels, made for one kind of CPU. All of
 // them keep the same promises. It is immutable.
 type Implementation struct {
-	name  string
-	meter *meter
+	name    string
+	nearest *nearestKernel
+	meter   *meter
 }
 
 // String returns the name, as OODMON_KERNEL has it.
 func (i *Implementation) String() string { return i.name }
-
-// portable is the pure-Go twin of the others.
-var portable = Implementation{name: "go"}
 
 // Available returns the implementations that this CPU can run, the fastest
 // first. The last is the pure-Go one, which runs on all.
