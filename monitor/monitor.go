@@ -30,6 +30,7 @@ type Monitor struct {
 	reloading sync.Mutex
 	tally     tally
 	conn      *kafkaconn.Client
+	alerting  *alerting // nil where Prometheus evaluates the rules
 	consumer  *consumer.Consumer
 	sink      *sink.Producer
 	listeners []net.Listener
@@ -44,6 +45,9 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	var err error
 	if m.models, err = model.OpenRegistry(cfg.Model.Registry); err != nil {
 		return nil, fmt.Errorf("model.registry: %w", err)
+	}
+	if m.alerting, err = newAlerting(cfg, registry, series, log); err != nil {
+		return nil, err
 	}
 	first, err := m.loadLive(ctx, 0)
 	if err != nil {
@@ -89,6 +93,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	web := serve(m.listeners, m.cfg.Web, m.handler(), m.log)
 	var polling sync.WaitGroup
 	polling.Go(func() { m.poll(ctx) })
+	polling.Go(func() { m.alerting.run(ctx, instanceOf(m.Addresses()[0])) })
 	now := m.live.Load().model
 	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,
 		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())
@@ -111,6 +116,7 @@ func (m *Monitor) Status() Status {
 	}
 	m.tally.fill(&s, time.Now(), now.model.Classes)
 	s.Lag = m.consumer.Lag()
+	s.Alerts = m.alerting.alerts()
 	if err := m.consumer.Healthy(m.cfg.Input.StallTimeout); err != nil {
 		s.Unhealthy = err.Error()
 	}
