@@ -68,7 +68,15 @@ type OutputConfig struct {
 	// When is all or ood.
 	When             string `yaml:"when"`
 	IncludeEmbedding bool   `yaml:"include_embedding"`
+	// Delivery is at-least-once or exactly-once: then what a batch leads to and
+	// its offset are one Kafka transaction.
+	Delivery string `yaml:"delivery"`
 }
+
+const (
+	atLeastOnce = "at-least-once"
+	exactlyOnce = "exactly-once"
+)
 
 // A DeadLetterConfig names the topic of the records that could not be scored.
 type DeadLetterConfig struct {
@@ -111,7 +119,7 @@ func DefaultConfig() *Config {
 			SessionTimeout:  30 * time.Second,
 			StallTimeout:    2 * time.Minute,
 		},
-		Output:   OutputConfig{Format: "json", When: "all"},
+		Output:   OutputConfig{Format: "json", When: "all", Delivery: atLeastOnce},
 		Model:    ModelConfig{PollInterval: 30 * time.Second},
 		Web:      WebConfig{ListenAddresses: []string{":9095"}},
 		Shutdown: ShutdownConfig{DrainTimeout: 15 * time.Second},
@@ -202,6 +210,7 @@ func (c *Config) Validate() error {
 	require(c.Output.Topic != "", "output.topic: must not be empty")
 	oneOf("output.format", c.Output.Format, "json", "arrow")
 	oneOf("output.when", c.Output.When, "all", "ood")
+	oneOf("output.delivery", c.Output.Delivery, atLeastOnce, exactlyOnce)
 	require(c.DeadLetter.Topic != "", "dead_letter.topic: must not be empty; records that cannot be scored are kept there")
 	for _, t := range []struct{ key, topic string }{{"output.topic", c.Output.Topic}, {"dead_letter.topic", c.DeadLetter.Topic}} {
 		require(t.topic == "" || t.topic != in.Topic, "%s: %q is the input topic; oodmon would read what it writes", t.key, t.topic)
