@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/oodmon/oodmon/alerts"
+	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/scorer"
 )
 
@@ -38,6 +39,8 @@ type Status struct {
 	Classes        []ClassStatus `json:"classes"`
 	// Alerts are those that fire or may soon, if this process evaluates the rules.
 	Alerts []alerts.Alert `json:"alerts,omitempty"`
+	// Drift is nil where it is off.
+	Drift *drift.Status `json:"drift,omitempty"`
 	// Unhealthy is why /-/healthy fails, or empty.
 	Unhealthy string `json:"unhealthy,omitempty"`
 }
