@@ -224,7 +224,7 @@ func (c *Config) Validate() error {
 	}
 	require(c.Model.Registry != "", "model.registry: must not be empty")
 	require(c.Model.PollInterval > 0, "model.poll_interval: %v must be positive", c.Model.PollInterval)
-	if err := c.Drift.Validate(c.Retrain.FalsePositiveRate); err != nil {
+	if err := c.Drift.Validate(); err != nil {
 		all = append(all, err)
 	}
 	for _, t := range []struct{ key, topic string }{{"input.topic", in.Topic}, {"output.topic", c.Output.Topic}, {"dead_letter.topic", c.DeadLetter.Topic}} {

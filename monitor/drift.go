@@ -20,9 +20,9 @@ func baselineOf(m *model.Model) drift.Baseline {
 
 // warnOfBudget says when the alert rules' budget does not fit the model.
 func (m *Monitor) warnOfBudget(mod *model.Model) {
-	if mod.Alpha >= m.cfg.Drift.OODRateBudget {
-		m.log.Warn("the model's false-positive rate uses up the OOD-rate budget of the alert rules: raise drift.ood_rate_budget, or calibrate for a lower rate",
-			"version", mod.Version, "false_positive_rate", mod.Alpha, "budget", m.cfg.Drift.OODRateBudget)
+	if mod.Alpha >= m.cfg.Alerts.OODBudget {
+		m.log.Warn("the model's false-positive rate uses up the OOD-rate budget of the alert rules: raise alerts.ood_budget, or calibrate for a lower rate",
+			"version", mod.Version, "false_positive_rate", mod.Alpha, "budget", m.cfg.Alerts.OODBudget)
 	}
 }
 
