@@ -614,6 +614,34 @@ func TestPoll(t *testing.T) {
 	})
 }
 
+// A line of the history that cannot be read is told, once.
+func TestPollTellsOfTornHistory(t *testing.T) {
+	f := newFixture(t)
+	history, err := os.OpenFile(filepath.Join(f.dir, "history.jsonl"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := history.WriteString(`{"time":"2026-01-01T00:00:00Z","ki`); err != nil {
+		t.Fatal(err)
+	}
+	if err := history.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	m, err := New(t.Context(), f.cfg, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range m.listeners {
+		defer l.Close()
+	}
+	m.observeRetraining(t.Context())
+	m.observeRetraining(t.Context())
+	if got := strings.Count(log.String(), "lines of the registry's history cannot be read"); got != 1 || !strings.Contains(log.String(), "lines=[2]") {
+		t.Errorf("the log tells of it %d times:\n%s", got, log.String())
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	f := newFixture(t)
 	for name, test := range map[string]struct {

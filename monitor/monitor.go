@@ -28,6 +28,7 @@ type Monitor struct {
 	models    *model.Registry
 	live      atomic.Pointer[live]
 	reloading sync.Mutex
+	torn      []int // lines of the registry's history, as last seen by poll
 	tally     tally
 	conn      *kafkaconn.Client
 	consumer  *consumer.Consumer
