@@ -573,6 +573,19 @@ func TestReload(t *testing.T) {
 	}
 }
 
+func TestProfilesAreOffByDefault(t *testing.T) {
+	for _, enabled := range []bool{false, true} {
+		f := newFixture(t)
+		f.cfg.Web.EnablePprof = enabled
+		m, _ := f.run(t)
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline"} {
+			if code, _ := get(t, m, path); (code == http.StatusOK) != enabled {
+				t.Errorf("enable_pprof %v: %s answers %d", enabled, path, code)
+			}
+		}
+	}
+}
+
 func TestReloadOverHTTPIsOffByDefault(t *testing.T) {
 	f := newFixture(t)
 	m, _ := f.run(t)

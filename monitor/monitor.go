@@ -90,6 +90,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	web := serve(m.listeners, m.cfg.Web, m.handler(), m.log)
 	var polling sync.WaitGroup
 	polling.Go(func() { m.poll(ctx) })
+	polling.Go(func() { m.watch(ctx) })
 	now := m.live.Load().model
 	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,
 		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())
