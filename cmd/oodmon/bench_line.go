@@ -38,7 +38,8 @@ the time from when the record was due, by the clocks of both.`,
   oodmon bench line --brokers localhost:9092 --records 1048576 --vectors 256 --format arrow
   oodmon bench line --brokers localhost:9092 --records 600000 --rate 20000
   oodmon bench line --brokers localhost:9092 --records 10000000 --dim 16 --runs 1
-  oodmon bench line --brokers localhost:9092 --instances 2 --pin`,
+  oodmon bench line --brokers localhost:9092 --instances 2 --pin
+  oodmon bench line --brokers localhost:9092 --delivery exactly-once`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			self, err := os.Executable()
@@ -74,6 +75,7 @@ the time from when the record was due, by the clocks of both.`,
 	f.BoolVar(&opts.Read, "read", false, "also read the topic with kafka-go alone, and compare")
 	f.StringVar(&opts.Format, "format", "json", "how scores are published: json or arrow")
 	f.StringVar(&opts.When, "when", "all", "which scores are published: all or ood")
+	f.StringVar(&opts.Delivery, "delivery", "at-least-once", "output.delivery: at-least-once or exactly-once")
 	f.IntVar(&opts.Runs, "runs", 3, "runs; each figure is their median")
 	f.BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return cmd

@@ -41,6 +41,7 @@ type LineOptions struct {
 	Read       bool    // also read the topic with kafka-go's Client.Fetch alone
 	Format     string  // output.format
 	When       string  // output.when
+	Delivery   string  // output.delivery
 	Runs       int
 	Program    string    // the oodmon to run
 	Progress   io.Writer // a terminal, or io.Discard
@@ -60,6 +61,7 @@ type LineResult struct {
 	Pin        bool    `json:"pinned"`
 	Format     string  `json:"format"`
 	When       string  `json:"when"`
+	Delivery   string  `json:"delivery"`
 	Runs       int     `json:"runs"`
 	CPUs       int     `json:"cpus"`
 
@@ -137,7 +139,7 @@ func Line(ctx context.Context, opts LineOptions) (_ *LineResult, err error) {
 	result := &LineResult{
 		Broker: "embedded (kfake)", Records: opts.Records, Dim: opts.Dim, Classes: opts.Classes, Partitions: opts.Partitions,
 		Vectors: opts.Vectors, Segments: opts.Segments, Rate: opts.Rate, Instances: opts.Instances, Pin: opts.Pin,
-		Format: opts.Format, When: opts.When, Runs: opts.Runs, CPUs: runtime.NumCPU(),
+		Format: opts.Format, When: opts.When, Delivery: opts.Delivery, Runs: opts.Runs, CPUs: runtime.NumCPU(),
 	}
 	embedded := len(opts.Brokers) == 0
 	if embedded {
@@ -275,7 +277,7 @@ func (b *lineBench) configure(ctx context.Context, run int, input, start string)
 	if b.Vectors > 1 {
 		cfg.Input.Codec = "arrow"
 	}
-	cfg.Output.Topic, cfg.Output.Format, cfg.Output.When = scores, b.Format, b.When
+	cfg.Output.Topic, cfg.Output.Format, cfg.Output.When, cfg.Output.Delivery = scores, b.Format, b.When, b.Delivery
 	cfg.DeadLetter.Topic = dead
 	cfg.Model.Registry = b.registry
 	return cfg, nil
