@@ -8,14 +8,14 @@ var (
 		tile:     tileOf(12, tileAVX512),
 		wideTile: wideTileOf(12, tileWideAVX512),
 		squares:  squaresOf(squaresAVX512), gaps: gapsOf(gapsAVX512), peaks: peaksOf(peaksAVX512),
-		distances: distancesOf(distancesAVX512), sums: sumsOf(sumsAVX512), exps: expsOf(expsAVX512),
+		distances: distancesOf(rowDistancesAVX512), sums: sumsOf(sumsAVX512), exps: expsOf(expsAVX512),
 		scaleRows: scaleRowsOf(scaleRowsAVX512), divideRows: divideRowsOf(divideRowsAVX512),
 	}
 	avx2Loops = loops{
 		rows:    6,
 		tile:    tileOf(6, tileAVX2),
 		squares: squaresOf(squaresAVX2), gaps: gapsOf(gapsAVX2), peaks: peaksOf(peaksAVX2),
-		distances: distancesOf(distancesAVX2), sums: sumsOf(sumsAVX2), exps: expsOf(expsAVX2),
+		distances: distancesOf(rowDistancesAVX2), sums: sumsOf(sumsAVX2), exps: expsOf(expsAVX2),
 		scaleRows: scaleRowsOf(scaleRowsAVX2), divideRows: divideRowsOf(divideRowsAVX2),
 	}
 )

@@ -490,7 +490,7 @@ func (s *set) peaks() {
 }
 
 func (s *set) distances() {
-	s.begin("distances", "func(v *float32, n, stride int, a, b *float32, s float32, rows int)", "is distancesGo.")
+	s.begin("rowDistances", "func(v *float32, n, stride int, a, b *float32, s float32, rows int)", "is distancesGo.")
 	v, stride, a, b, rows := pointer("v"), bytes("stride"), pointer("a"), pointer("b"), pointer("rows")
 	factor := s.broadcast(Load(Param("s"), XMM()))
 	s.split("n")
