@@ -80,7 +80,7 @@ func multiply(l *loops, s *multiplyScratch, c, a, b Matrix, add bool) {
 		kb := min(innerBlock, k-k0)
 		for n0 := 0; n0 < n; n0 += columnBlock {
 			nb := min(columnBlock, n-n0)
-			packBlock(s.b, b, k0, kb, n0, nb)
+			packBlock(l, s.b, b, k0, kb, n0, nb)
 			for m0 := 0; m0 < m; m0 += rowBlocks {
 				mb := min(rowBlocks, m-m0)
 				multiplyBlock(l, s, c, a, m0, mb, n0, nb, k0, kb, add || k0 > 0)
@@ -141,7 +141,7 @@ func multiplyBlock(l *loops, s *multiplyScratch, c, a Matrix, m0, mb, n0, nb, k0
 
 // packBlock packs a block of b into panels; the columns that fill the last one
 // are zero.
-func packBlock(packed []float32, b Matrix, k0, kb, n0, nb int) {
+func packBlock(loops *loops, packed []float32, b Matrix, k0, kb, n0, nb int) {
 	for j := 0; j < nb; j += panelWidth {
 		panel, width := packed[j*kb:][:panelWidth*kb], min(panelWidth, nb-j)
 		if width < panelWidth {
@@ -154,9 +154,14 @@ func packBlock(packed []float32, b Matrix, k0, kb, n0, nb int) {
 			}
 			continue
 		}
+		done := 0
+		if width == panelWidth && b.rowStep == 1 {
+			done = kb &^ 7
+			loops.transpose(from, b.colStep, done, panel)
+		}
 		for x := range width {
 			column := from[x*b.colStep:]
-			for l := range kb {
+			for l := done; l < kb; l++ {
 				panel[l*panelWidth+x] = column[l*b.rowStep]
 			}
 		}
