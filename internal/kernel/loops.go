@@ -21,7 +21,7 @@ type loops struct {
 	transpose  func(from []float32, stride, k int, to []float32)
 	squares    func(x []float32, d int, out []float32)
 	peaks      func(v []float32, n, stride int, tie, limit []float32, out []peak)
-	distances  func(v []float32, n, stride int, a, b []float32, s float32)
+	roots      func(v []float32, n, stride int, a, b []float32, s float32)
 	sums       func(v []float32, n, stride int, out []sums)
 	gaps       func(x []float32, d int, inv []float32, p []float32, class []int32, out []float32)
 	exps       func(v []float32, n int, scale float32, out []expSum)

@@ -9,7 +9,7 @@ var (
 		wideTile:  wideTileOf(12, tileWideAVX512),
 		transpose: transposeVector,
 		squares:   squaresOf(squaresAVX512), gaps: gapsOf(gapsAVX512), peaks: peaksOf(peaksAVX512),
-		distances: distancesOf(distancesAVX512), sums: sumsOf(sumsAVX512), exps: expsOf(expsAVX512),
+		roots: rootsOf(rootsAVX512), sums: sumsOf(sumsAVX512), exps: expsOf(expsAVX512),
 		scaleRows: scaleRowsOf(scaleRowsAVX512), divideRows: divideRowsOf(divideRowsAVX512),
 		tangents: tangentsOf(tangentsAVX512), adamW: adamWOf(adamWAVX512),
 	}
@@ -18,7 +18,7 @@ var (
 		tile:      tileOf(6, tileAVX2),
 		transpose: transposeVector,
 		squares:   squaresOf(squaresAVX2), gaps: gapsOf(gapsAVX2), peaks: peaksOf(peaksAVX2),
-		distances: distancesOf(distancesAVX2), sums: sumsOf(sumsAVX2), exps: expsOf(expsAVX2),
+		roots: rootsOf(rootsAVX2), sums: sumsOf(sumsAVX2), exps: expsOf(expsAVX2),
 		scaleRows: scaleRowsOf(scaleRowsAVX2), divideRows: divideRowsOf(divideRowsAVX2),
 		tangents: tangentsOf(tangentsAVX2), adamW: adamWOf(adamWAVX2),
 	}
@@ -80,7 +80,7 @@ func peaksOf(f func(v *float32, n, stride int, tie, limit, out *float32, rows in
 	}
 }
 
-func distancesOf(f func(v *float32, n, stride int, a, b *float32, s float32, rows int)) func([]float32, int, int, []float32, []float32, float32) {
+func rootsOf(f func(v *float32, n, stride int, a, b *float32, s float32, rows int)) func([]float32, int, int, []float32, []float32, float32) {
 	return func(v []float32, n, stride int, a, b []float32, s float32) {
 		if rows := len(a); rows > 0 {
 			_, b = v[(rows-1)*stride+n-1], b[:rows]

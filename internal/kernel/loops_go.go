@@ -5,7 +5,7 @@ import "math"
 // goLoops are the definitions.
 var goLoops = loops{
 	rows: 4,
-	tile: tileGo, transpose: transposeGo, squares: squaresGo, peaks: peaksGo, distances: distancesGo, sums: sumsGo, gaps: gapsGo,
+	tile: tileGo, transpose: transposeGo, squares: squaresGo, peaks: peaksGo, roots: rootsGo, sums: sumsGo, gaps: gapsGo,
 	exps: expsGo, scaleRows: scaleRowsGo, divideRows: divideRowsGo,
 	tangents: tangentsGo, adamW: adamWGo,
 }
@@ -77,8 +77,8 @@ func peaksGo(v []float32, n, stride int, tie, limit []float32, out []peak) {
 	}
 }
 
-// distancesGo replaces the values v of row i by s·√max(0, a_i + b_i·v).
-func distancesGo(v []float32, n, stride int, a, b []float32, s float32) {
+// rootsGo replaces the values v of row i by s·√max(0, a_i + b_i·v).
+func rootsGo(v []float32, n, stride int, a, b []float32, s float32) {
 	for i := range a {
 		for j, x := range v[i*stride:][:n] {
 			v[i*stride+j] = s * float32(math.Sqrt(float64(max(0, a[i]+b[i]*x))))

@@ -19,10 +19,10 @@ func gapsAVX512(x *float32, d int, inv *float32, p *float32, class *int32, out *
 //go:noescape
 func peaksAVX512(v *float32, n int, stride int, tie *float32, limit *float32, out *float32, rows int)
 
-// distancesAVX512 is distancesGo.
+// rootsAVX512 is rootsGo.
 //
 //go:noescape
-func distancesAVX512(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
+func rootsAVX512(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
 
 // sumsAVX512 is sumsGo.
 //
@@ -69,10 +69,10 @@ func gapsAVX2(x *float32, d int, inv *float32, p *float32, class *int32, out *fl
 //go:noescape
 func peaksAVX2(v *float32, n int, stride int, tie *float32, limit *float32, out *float32, rows int)
 
-// distancesAVX2 is distancesGo.
+// rootsAVX2 is rootsGo.
 //
 //go:noescape
-func distancesAVX2(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
+func rootsAVX2(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
 
 // sumsAVX2 is sumsGo.
 //

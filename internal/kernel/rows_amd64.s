@@ -427,9 +427,9 @@ nearDone:
 	VZEROUPPER
 	RET
 
-// func distancesAVX512(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
+// func rootsAVX512(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
 // Requires: AVX, AVX512F, SSE
-TEXT ·distancesAVX512(SB), NOSPLIT, $0-56
+TEXT ·rootsAVX512(SB), NOSPLIT, $0-56
 	MOVQ         v+0(FP), AX
 	MOVQ         stride+16(FP), DX
 	SHLQ         $0x02, DX
@@ -1374,9 +1374,9 @@ nearDone:
 	VZEROUPPER
 	RET
 
-// func distancesAVX2(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
+// func rootsAVX2(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
 // Requires: AVX, AVX2, FMA3, SSE
-TEXT ·distancesAVX2(SB), NOSPLIT, $0-56
+TEXT ·rootsAVX2(SB), NOSPLIT, $0-56
 	MOVQ         v+0(FP), AX
 	MOVQ         stride+16(FP), CX
 	SHLQ         $0x02, CX

@@ -35,7 +35,7 @@ func unitDistances(l *loops, s *trainingScratch, dots []float32, c int, norms []
 	for i, norm := range norms {
 		s.a[i], s.b[i] = 2, -2/norm
 	}
-	l.distances(dots, c, c, s.a[:rows], s.b[:rows], 1)
+	l.roots(dots, c, c, s.a[:rows], s.b[:rows], 1)
 }
 
 // Norms sets out[i] to ‖x_i‖ for the rows of x, of d values each; NaN or +Inf
@@ -45,10 +45,10 @@ func Norms(x []float32, d int, out []float32) {
 		panic("kernel: Norms: x and out do not fit each other")
 	}
 	implementation, _ := Active()
-	norms(implementation.loops, x, d, out)
+	rowNorms(implementation.loops, x, d, out)
 }
 
-func norms(l *loops, x []float32, d int, out []float32) {
+func rowNorms(l *loops, x []float32, d int, out []float32) {
 	l.squares(x, d, out)
 	for i, v := range out {
 		if v > 1e-24 && v < 1e37 {
@@ -133,7 +133,7 @@ func Distances(w *Workspace, dots, x2, p2 []float32) {
 		}
 		s.b[i] = -2
 	}
-	l.distances(dots, c, c, x2, s.b[:len(x2)], 1)
+	l.roots(dots, c, c, x2, s.b[:len(x2)], 1)
 }
 
 // SoftmaxLoss computes the cross-entropy of rows of c values v_i, with classes y:

@@ -232,7 +232,7 @@ func TestNormsAndTheirGradients(t *testing.T) {
 		x[3*d+d/2], x[4*d+d-1] = float32(math.NaN()), float32(math.Inf(-1))
 		for _, implementation := range Available() {
 			got := make([]float32, rows)
-			norms(implementation.loops, x, d, got)
+			rowNorms(implementation.loops, x, d, got)
 			for i, v := range got {
 				want := math.Sqrt(sumOfSquares(x[i*d : (i+1)*d]))
 				if !(math.Abs(float64(v)-want) <= 1e-6*want) && math.IsNaN(want) == (float64(v) == float64(v)) {

@@ -489,8 +489,8 @@ func (s *set) peaks() {
 	end()
 }
 
-func (s *set) distances() {
-	s.begin("distances", "func(v *float32, n, stride int, a, b *float32, s float32, rows int)", "is distancesGo.")
+func (s *set) roots() {
+	s.begin("roots", "func(v *float32, n, stride int, a, b *float32, s float32, rows int)", "is rootsGo.")
 	v, stride, a, b, rows := pointer("v"), bytes("stride"), pointer("a"), pointer("b"), pointer("rows")
 	factor := s.broadcast(Load(Param("s"), XMM()))
 	s.split("n")
@@ -703,7 +703,7 @@ func main() {
 		s.squares()
 		s.gaps()
 		s.peaks()
-		s.distances()
+		s.roots()
 		s.sums()
 		s.exps()
 		s.scaleRows()
