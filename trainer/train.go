@@ -128,7 +128,7 @@ func (r *Recipe) bestRate() float64 {
 	case r.Projection == ProjectionNone:
 		return .002
 	}
-	return .0002
+	return .00015
 }
 
 // Options say what Train fits, on what.
