@@ -13,7 +13,7 @@ var (
 			},
 			norms:     normsAVX512,
 			finish:    finishAVX512,
-			distances: distancesAVX512,
+			distances: rowDistancesAVX512,
 		},
 		meter: &meter{16, fmaAVX512, readAVX512},
 	}
@@ -24,7 +24,7 @@ var (
 			panels:    []panelKernel{{16, []tileKernel{{6, panel6x16AVX2}, {2, panel2x16AVX2}, {1, panel1x16AVX2}}}},
 			norms:     normsAVX2,
 			finish:    finishAVX2,
-			distances: distancesAVX2,
+			distances: rowDistancesAVX2,
 		},
 		meter: &meter{8, fmaAVX2, readAVX2},
 	}
