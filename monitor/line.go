@@ -12,6 +12,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
 	"github.com/oodmon/oodmon/consumer"
+	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/featurizer"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/scorer"
@@ -27,13 +28,15 @@ type worker struct {
 	scores  scorer.Scores
 	results *scorer.RecordBuilder
 	letters []sink.Letter
+
+	driftBatch drift.Batch
 }
 
 func (m *Monitor) newWorker(int) consumer.Handler {
 	dim := m.live.Load().model.Dim() // every model that is taken in has it
 	builder, err := featurizer.NewBuilder(featurizer.Config{
 		Dim: dim, Codec: m.cfg.Input.Codec, MaxMessageBytes: m.cfg.Input.MaxMessageBytes,
-		IDHeader: m.cfg.Input.IDHeader, SegmentHeader: m.cfg.Input.SegmentHeader,
+		IDHeader: m.cfg.Input.IDHeader, SegmentHeader: m.cfg.Input.SegmentHeader, SegmentFromKey: m.cfg.Input.SegmentFromKey,
 	})
 	if err != nil {
 		panic(err) // the configuration was validated
@@ -47,7 +50,8 @@ func (m *Monitor) newWorker(int) consumer.Handler {
 
 // Handle takes one batch of a partition down the whole line, and returns nil
 // only when every record of it is in the scores topic, held back by
-// output.when, or in the dead-letter topic: then the consumer may commit.
+// output.when, or in the dead-letter topic: then the consumer may commit. With
+// exactly-once delivery all that is one transaction, with the commit.
 func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	m := w.m
 	now := m.live.Load() // one model for the whole batch
@@ -90,8 +94,20 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 		if err := m.sink.DeadLetter(ctx, b.Partition, w.letters); err != nil {
 			return fmt.Errorf("dead-letter %d records of %s[%d] from offset %d: %w", len(rejects), b.Topic, b.Partition, first, err)
 		}
-		m.metrics.stage(stageDeadLetter, start)
+		start = m.metrics.stage(stageDeadLetter, start)
 	}
+	if c := b.Claim; c != nil { // exactly once
+		if err := m.sink.Commit(ctx, sink.Offset{
+			Topic: b.Topic, Partition: b.Partition, Offset: c.Offset, Group: c.Group, Generation: c.Generation, Member: c.Member,
+		}); err != nil {
+			return err
+		}
+		start = m.metrics.stage(stageCommit, start)
+	}
+	if err := w.observeDrift(b, now, rec); err != nil {
+		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
+	}
+	m.metrics.stage(stageDrift, start)
 	m.metrics.observe(now, &w.scores)
 	m.tally.add(time.Now(), now, &w.scores, len(rejects))
 	return nil
@@ -189,11 +205,22 @@ func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log
 	for i, r := range featurizer.Reasons {
 		reasons[i] = string(r)
 	}
-	return sink.New(sink.Config{Topic: cfg.Output.Topic, DeadLetterTopic: cfg.DeadLetter.Topic, Format: cfg.Output.Format, Reasons: reasons}, conn, reg, log)
+	transactionalID := ""
+	if cfg.Output.Delivery == exactlyOnce {
+		transactionalID = "oodmon." + cfg.Input.Group + "." + cfg.Input.Topic
+	}
+	return sink.New(sink.Config{
+		Topic: cfg.Output.Topic, DeadLetterTopic: cfg.DeadLetter.Topic, Format: cfg.Output.Format, Reasons: reasons, TransactionalID: transactionalID,
+	}, conn, reg, log)
 }
 
-func newConsumer(cfg *Config, conn *kafkaconn.Client, newHandler func(int) consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
+func newConsumer(cfg *Config, conn *kafkaconn.Client, producer *sink.Producer, newHandler func(int) consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
+	var fence func(context.Context, int) error
+	if cfg.Output.Delivery == exactlyOnce {
+		fence = producer.Fence
+	}
 	return consumer.New(consumer.Config{
+		Fence: fence,
 		Topic: cfg.Input.Topic, Group: cfg.Input.Group, Start: cfg.Input.Start, OutOfRange: cfg.Input.OutOfRange,
 		MaxRecords: cfg.Input.Batch.MaxRecords, MaxBytes: cfg.Input.Batch.MaxBytes, MaxWait: cfg.Input.Batch.MaxWait,
 		MaxMessageBytes: cfg.Input.MaxMessageBytes, SessionTimeout: cfg.Input.SessionTimeout, DrainTimeout: cfg.Shutdown.DrainTimeout,

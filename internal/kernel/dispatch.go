@@ -17,6 +17,7 @@ type Implementation struct {
 	name    string
 	nearest *nearestKernel
 	meter   *meter
+	loops   *loops
 }
 
 // String returns the name, as OODMON_KERNEL has it.

@@ -13,9 +13,10 @@ var (
 			},
 			norms:     normsAVX512,
 			finish:    finishAVX512,
-			distances: rowDistancesAVX512,
+			distances: distancesAVX512,
 		},
 		meter: &meter{16, fmaAVX512, readAVX512},
+		loops: &avx512Loops,
 	}
 	avx2 = Implementation{
 		name: "avx2",
@@ -24,9 +25,10 @@ var (
 			panels:    []panelKernel{{16, []tileKernel{{6, panel6x16AVX2}, {2, panel2x16AVX2}, {1, panel1x16AVX2}}}},
 			norms:     normsAVX2,
 			finish:    finishAVX2,
-			distances: rowDistancesAVX2,
+			distances: distancesAVX2,
 		},
 		meter: &meter{8, fmaAVX2, readAVX2},
+		loops: &avx2Loops,
 	}
 )
 

@@ -10,6 +10,11 @@ import (
 type Workspace struct {
 	inv, state, partial, row, squared []float32
 	near                              []int32
+	logits                            logitScratch
+	multiply                          multiplyScratch
+	training                          trainingScratch
+	bank                              bankScratch
+	projection                        projectionScratch
 }
 
 // A nearestKernel is what Nearest is made of. Rows are in float32, row-major;

@@ -48,10 +48,10 @@ func panel1x16AVX512(x *float32, tiles int, d int, count int, bias *float32, pan
 //go:noescape
 func finishAVX512(x *float32, n int, d int, inv *float32, state *float32, unit *float32, last int, tie float32, dist *float32, class *int32, near *int32, next *float32) (count int)
 
-// rowDistancesAVX512 sets out to the squared distances of the row x, times inv, to c > 0 rows of unit.
+// distancesAVX512 sets out to the squared distances of the row x, times inv, to c > 0 rows of unit.
 //
 //go:noescape
-func rowDistancesAVX512(x *float32, d int, inv float32, unit *float32, c int, out *float32)
+func distancesAVX512(x *float32, d int, inv float32, unit *float32, c int, out *float32)
 
 // normsAVX2 sets inv to one over the norms of n > 0 rows of x. It returns how many rows have a
 // sum of squares outside [leastSum, mostSum], whose inv is not to be used. It empties their states.
@@ -82,7 +82,7 @@ func panel1x16AVX2(x *float32, tiles int, d int, count int, bias *float32, panel
 //go:noescape
 func finishAVX2(x *float32, n int, d int, inv *float32, state *float32, unit *float32, last int, tie float32, dist *float32, class *int32, near *int32, next *float32) (count int)
 
-// rowDistancesAVX2 sets out to the squared distances of the row x, times inv, to c > 0 rows of unit.
+// distancesAVX2 sets out to the squared distances of the row x, times inv, to c > 0 rows of unit.
 //
 //go:noescape
-func rowDistancesAVX2(x *float32, d int, inv float32, unit *float32, c int, out *float32)
+func distancesAVX2(x *float32, d int, inv float32, unit *float32, c int, out *float32)

@@ -1987,9 +1987,9 @@ end48:
 	MOVQ          R8, count+96(FP)
 	RET
 
-// func rowDistancesAVX512(x *float32, d int, inv float32, unit *float32, c int, out *float32)
+// func distancesAVX512(x *float32, d int, inv float32, unit *float32, c int, out *float32)
 // Requires: AVX, AVX512BW, AVX512F
-TEXT ·rowDistancesAVX512(SB), NOSPLIT, $0-48
+TEXT ·distancesAVX512(SB), NOSPLIT, $0-48
 	MOVQ         x+0(FP), AX
 	MOVQ         d+8(FP), DX
 	VBROADCASTSS inv+16(FP), Z0
@@ -3027,9 +3027,9 @@ end78:
 	MOVQ         DI, count+96(FP)
 	RET
 
-// func rowDistancesAVX2(x *float32, d int, inv float32, unit *float32, c int, out *float32)
+// func distancesAVX2(x *float32, d int, inv float32, unit *float32, c int, out *float32)
 // Requires: AVX
-TEXT ·rowDistancesAVX2(SB), NOSPLIT, $0-48
+TEXT ·distancesAVX2(SB), NOSPLIT, $0-48
 	MOVQ         x+0(FP), AX
 	MOVQ         d+8(FP), CX
 	VBROADCASTSS inv+16(FP), Y0

@@ -18,6 +18,7 @@ var portable = Implementation{
 		finish:    finishGo,
 		distances: rowDistancesGo,
 	},
+	loops: &goLoops,
 }
 
 // lanesOfSums is how many partial sums make up a norm or a distance. Value j

@@ -445,7 +445,7 @@ func finish(a isa) {
 }
 
 func distances(a isa) {
-	name := "rowDistances" + a.name()
+	name := "distances" + a.name()
 	TEXT(name, NOSPLIT, "func(x *float32, d int, inv float32, unit *float32, c int, out *float32)")
 	Pragma("noescape")
 	Doc(name + " sets out to the squared distances of the row x, times inv, to c > 0 rows of unit.")
