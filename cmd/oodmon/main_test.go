@@ -224,8 +224,8 @@ func TestCLINC150(t *testing.T) {
 	oodmon(t, 0, "train", "--data", filepath.Join(data, "train.arrow"), "--calibration", filepath.Join(data, "val.arrow"), "--output", path)
 	e := evalJSON(t, "--model", path, "--id", filepath.Join(data, "test.arrow"), "--ood", filepath.Join(data, "oos_test.arrow"))
 	t.Logf("accuracy %.4f, AUROC %.4f, TNR@TPR95 %.4f, false-positive rate %.4f", e["accuracy"], e["auroc"], e["tnr_at_tpr95"], e["false_positive_rate"])
-	if e["accuracy"] < .945 || e["auroc"] < .965 {
-		t.Errorf("accuracy %.4f and AUROC %.4f, want at least 0.945 and 0.965", e["accuracy"], e["auroc"])
+	if e["accuracy"] < .95 || e["auroc"] < .975 {
+		t.Errorf("accuracy %.4f and AUROC %.4f, want at least 0.95 and 0.975", e["accuracy"], e["auroc"])
 	}
 }
 
