@@ -1,4 +1,5 @@
 // Package kernel holds the hot loops: the nearest prototype of each of many
-// embeddings, fused so that no matrix of rows times classes is ever written,
-// and the matrix products of training.
+// embeddings, the statistics of all their logits and the k-th nearest of a bank,
+// none of which writes a matrix of rows times classes; and what training does
+// for each value: matrix products, softmax, distances, norms, AdamW.
 package kernel

@@ -56,8 +56,8 @@ type multiplyScratch struct {
 // order, and overlaps neither. Each value of c is the sum over the inner
 // dimension in order, by float32 fused multiply-adds, in blocks of 256: it does
 // not depend on where in c it stands, nor on whether the CPU has AVX2 or
-// AVX-512. (The pure-Go implementation rounds each product.) NaN and infinities
-// go the way of IEEE 754.
+// AVX-512. (In the pure-Go implementation Go decides what is fused.) NaN and
+// infinities go the way of IEEE 754.
 func Multiply(w *Workspace, c, a, b Matrix, add bool) {
 	implementation, _ := Active()
 	multiply(implementation.loops, &w.multiply, c, a, b, add)
