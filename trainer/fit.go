@@ -86,7 +86,7 @@ func startingHead(data *dataset, opts Options, report *Report) (*head, error) {
 	}
 	r := opts.Recipe
 	random := rand.New(rand.NewPCG(r.Seed, 3))
-	h := newHead(r.Loss, r.Projection, r.Rank, len(data.classes), data.dim, random)
+	h := newHead(r.Detector, r.Projection, r.Rank, len(data.classes), data.dim, random)
 	if opts.Start != nil {
 		known := headOf(opts.Start)
 		if report.Restarted = h.cannotGoOnFrom(known); report.Restarted == "" {
@@ -98,7 +98,7 @@ func startingHead(data *dataset, opts Options, report *Report) (*head, error) {
 	switch {
 	case r.Initial == InitialMeans:
 		h.startAt(means)
-	case r.Loss == model.Softmax:
+	case r.Detector == model.Softmax:
 		for i := range h.prototypes.value {
 			h.prototypes.value[i] = float32((2*random.Float64() - 1) / math.Sqrt(float64(h.d)))
 		}
