@@ -140,6 +140,26 @@ func Logits(m *model.Model, x []float32) ([]float64, error) {
 	return out, nil
 }
 
+// Project returns what m compares with its prototypes, means or weights for each
+// row of x, [n, D]: [n, K], behind the transform; and whether they are directions,
+// where only those count. Rows without a direction have NaN. It is for maps.
+func Project(m *model.Model, x []float32) (y []float32, direction bool) {
+	t, d := newTransform(m), m.Dim()
+	out := make([]float32, 0, len(x)/d*t.k)
+	direction = m.Detector != model.Softmax && m.Detector != model.IsoMax
+	unit := make([]float32, t.k)
+	var w Workspace
+	for i := range len(x) / d {
+		y := t.apply(&w, x[i*d:(i+1)*d], 1, direction)
+		if direction {
+			toUnit(unit, y)
+			y = unit
+		}
+		out = append(out, y...)
+	}
+	return out, direction
+}
+
 func norm(x []float32) float64 {
 	var sum float64
 	for _, v := range x {
