@@ -270,7 +270,7 @@ func Compare(ctx context.Context, opts Options, choices []Choice, inside, outsid
 		name := choice.Detector
 		one.Progress = func(share float64) {
 			if progress != nil {
-				progress((float64(i)+share)/float64(len(choices)))
+				progress((float64(i) + share) / float64(len(choices)))
 			}
 		}
 		var err error

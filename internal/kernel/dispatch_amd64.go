@@ -16,7 +16,7 @@ var (
 			distances: distancesAVX512,
 		},
 		meter: &meter{16, fmaAVX512, readAVX512},
-		loops: &goLoops,
+		loops: &avx512Loops,
 	}
 	avx2 = Implementation{
 		name: "avx2",
@@ -28,7 +28,7 @@ var (
 			distances: distancesAVX2,
 		},
 		meter: &meter{8, fmaAVX2, readAVX2},
-		loops: &goLoops,
+		loops: &avx2Loops,
 	}
 )
 
