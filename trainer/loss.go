@@ -13,13 +13,14 @@ type pass struct {
 	kernel kernel.Workspace
 
 	x              []float32 // [B, D], as given
-	z              []float32 // [B, D]: x, or the projection of it; of unit norm where the head is directional
+	z              []float32 // [B, D]: x, or the projection of it
 	projected      []float32 // where z is kept, if it is not x
 	low            []float32 // [B, rank], x·U
-	norms          []float32 // [B], that the rows of z had; directional heads with a projection only
+	norms          []float32 // [B], of the rows of z
 	prototypes     []float32 // [C, D]; of unit norm where the head is directional
 	unit           []float32 // where they are kept then
-	prototypeNorms []float32 // [C], that they had
+	prototypeNorms []float32 // [C], of what was given
+	inverse        []float32 // [B] or [C], of norms
 	products       []float32 // [B, C]: z·p; then, but for softmax, the distances
 	squares        []float32 // [B] and [C], squared norms
 	gradProducts   []float32 // [B, C]
@@ -40,21 +41,24 @@ func (p *pass) multiply(c []float32, m, n int, a, b kernel.Matrix, add bool) {
 }
 
 // forward sets products to what the logits of the embeddings x, [B, D], are made
-// of. Those of a directional head must have unit norm.
+// of.
 func (h *head) forward(x []float32, b int) {
 	p, c, d := &h.pass, h.c, h.d
 	p.x, p.z = x, x
 	if h.projected() {
 		p.z = grow(&p.projected, b*d)
 		h.project(x, p.z, grow(&p.low, b*h.rank), b)
-		if h.directional() {
-			normaliseRows(p.z, p.z, grow(&p.norms, b), d)
-		}
+	}
+	norms, prototypeNorms := grow(&p.norms, b), grow(&p.prototypeNorms, c)
+	if h.loss != model.Softmax {
+		rowNorms(p.z, d, norms)
+		rowNorms(h.prototypes.value, d, prototypeNorms)
 	}
 	p.prototypes = h.prototypes.value
 	if h.directional() {
 		p.prototypes = grow(&p.unit, c*d)
-		normaliseRows(p.prototypes, h.prototypes.value, grow(&p.prototypeNorms, c), d)
+		copy(p.prototypes, h.prototypes.value)
+		kernel.ScaleRows(p.prototypes, d, p.inverses(prototypeNorms))
 	}
 	products := grow(&p.products, b*c)
 	p.multiply(products, b, c, kernel.RowMajor(p.z, b, d), kernel.RowMajor(p.prototypes, c, d).T(), false)
@@ -67,12 +71,33 @@ func (h *head) forward(x []float32, b int) {
 		}
 	case h.loss == model.IsoMax:
 		squares := grow(&p.squares, b+c)
-		kernel.SquaredNorms(p.z, d, squares[:b])
-		kernel.SquaredNorms(p.prototypes, d, squares[b:])
+		for i, norm := range norms {
+			squares[i] = norm * norm
+		}
+		for k, norm := range prototypeNorms {
+			squares[b+k] = norm * norm
+		}
 		kernel.Distances(&p.kernel, products, squares[:b], squares[b:])
 	default:
-		kernel.UnitDistances(&p.kernel, products, c)
+		kernel.UnitDistances(&p.kernel, products, c, norms)
 	}
+}
+
+// rowNorms sets norms to those of the rows of x. PyTorch divides by at least
+// 1e-12, and so does what uses them.
+func rowNorms(x []float32, d int, norms []float32) {
+	kernel.Norms(x, d, norms)
+	for i := range norms {
+		norms[i] = max(norms[i], 1e-12)
+	}
+}
+
+func (p *pass) inverses(norms []float32) []float32 {
+	inverse := grow(&p.inverse, len(norms))
+	for i, norm := range norms {
+		inverse[i] = 1 / norm
+	}
+	return inverse
 }
 
 // logits returns the logits, [B, C], of the embeddings x, [B, D], at temperature
@@ -123,7 +148,7 @@ func (h *head) distanceScale() float64 {
 //
 //	loss = mean_i −w[y_i]·log softmax(E·L_i)[y_i]
 //
-// x is [B, D], as forward takes it; y the classes, w the weight of each class
+// x is [B, D], y the classes, w the weight of each class
 // (nil: all 1), E the entropic scale. The authors round the probability to
 // float32 before they take its logarithm, which is infinite where it underflows;
 // here the loss is taken from the logits.
@@ -158,8 +183,8 @@ func (h *head) lossOf(x []float32, y []int32, weights []float32, entropicScale f
 	return kernel.SoftmaxLoss(&p.kernel, grad, h.c, y, scale, share)
 }
 
-// backwardProducts turns gradProducts into the gradient by z·p, and computes
-// those of the bias and the scale.
+// backwardProducts turns gradProducts into the gradient by z·p (by the cosines,
+// where the head is directional), and computes those of the bias and the scale.
 func (h *head) backwardProducts(b int, entropicScale float64) {
 	p := &h.pass
 	grad := p.gradProducts[:b*h.c]
@@ -176,14 +201,17 @@ func (h *head) backwardProducts(b int, entropicScale float64) {
 	}
 }
 
-// backwardPrototypes computes the gradient of the prototypes.
+// backwardPrototypes computes the gradient of the prototypes. It comes last.
 func (h *head) backwardPrototypes(b int) {
 	p, c, d := &h.pass, h.c, h.d
+	if h.directional() { // by the cosines, until here
+		kernel.ScaleRows(p.gradProducts, c, p.inverses(p.norms))
+	}
 	grad := h.prototypes.grad
 	p.multiply(grad, c, d, kernel.RowMajor(p.gradProducts, b, c).T(), kernel.RowMajor(p.z, b, d), false)
 	switch {
 	case h.directional():
-		throughNorms(grad, p.prototypes, p.prototypeNorms, d)
+		kernel.NormGradients(&p.kernel, grad, h.prototypes.value, d, p.prototypeNorms)
 	case h.loss == model.IsoMax: // ∂L/∂p = (z − p)/distance
 		sums := grow(&p.sums, c)
 		kernel.ColumnSums(p.gradProducts, sums)
@@ -199,9 +227,6 @@ func (h *head) backwardPrototypes(b int) {
 func (h *head) backwardProjection(b int) {
 	p, d := &h.pass, h.d
 	h.backwardEmbeddings(b)
-	if h.directional() {
-		throughNorms(p.gradZ, p.z, p.norms, d)
-	}
 	x, gradZ := kernel.RowMajor(p.x, b, d), kernel.RowMajor(p.gradZ, b, d)
 	if len(h.full.value) > 0 {
 		p.multiply(h.full.grad, d, d, x.T(), gradZ, false)
@@ -213,13 +238,15 @@ func (h *head) backwardProjection(b int) {
 	p.multiply(h.u.grad, d, h.rank, x.T(), kernel.RowMajor(gradLow, b, h.rank), false)
 }
 
-// backwardEmbeddings sets gradZ to the gradient by z (z^, where the head is
-// directional).
+// backwardEmbeddings sets gradZ to the gradient by z.
 func (h *head) backwardEmbeddings(b int) {
 	p, c, d := &h.pass, h.c, h.d
 	gradZ := grow(&p.gradZ, b*d)
 	p.multiply(gradZ, b, d, kernel.RowMajor(p.gradProducts, b, c), kernel.RowMajor(p.prototypes, c, d), false)
-	if h.loss == model.IsoMax { // ∂L/∂z = (p − z)/distance
+	switch {
+	case h.directional():
+		kernel.NormGradients(&p.kernel, gradZ, p.z, d, p.norms)
+	case h.loss == model.IsoMax: // ∂L/∂z = (p − z)/distance
 		for i := range b {
 			sum := float32(0)
 			for _, v := range p.gradProducts[i*c : (i+1)*c] {
@@ -228,31 +255,6 @@ func (h *head) backwardEmbeddings(b int) {
 			for j := i * d; j < (i+1)*d; j++ {
 				gradZ[j] -= sum * p.z[j]
 			}
-		}
-	}
-}
-
-// normaliseRows sets to to the rows of x, of d values each, divided by their
-// norms, which it keeps. PyTorch divides by at least 1e-12, and so does it.
-func normaliseRows(to, x, norms []float32, d int) {
-	kernel.SquaredNorms(x, d, norms)
-	for i, square := range norms {
-		norms[i] = max(float32(math.Sqrt(float64(square))), 1e-12)
-		inv := 1 / norms[i]
-		for j := i * d; j < (i+1)*d; j++ {
-			to[j] = x[j] * inv
-		}
-	}
-}
-
-// throughNorms turns the gradient by unit rows into that by the rows that had
-// the norms: what is along a row changes nothing.
-func throughNorms(grad, unit, norms []float32, d int) {
-	for i, norm := range norms {
-		g, u := grad[i*d:(i+1)*d], unit[i*d:(i+1)*d]
-		along, inv := dot(g, u), 1/norm
-		for j, v := range u {
-			g[j] = (g[j] - along*v) * inv
 		}
 	}
 }

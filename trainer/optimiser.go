@@ -1,6 +1,10 @@
 package trainer
 
-import "math"
+import (
+	"math"
+
+	"github.com/oodmon/oodmon/internal/kernel"
+)
 
 // An optimiser moves the parameters of a head against their gradients.
 type optimiser interface {
@@ -26,19 +30,10 @@ func newAdamW(params []param, decay float64) *adamW {
 }
 
 func (a *adamW) step(rate float64) {
-	const beta1, beta2, epsilon = .9, .999, 1e-8
 	a.steps++
-	// With m/c1 and √(v/c2), the corrections for starting at zero, taken out of
-	// the loop.
-	c1, c2 := 1-math.Pow(beta1, float64(a.steps)), math.Sqrt(1-math.Pow(beta2, float64(a.steps)))
-	keep, move, eps := float32(1-rate*a.decay), float32(rate*c2/c1), float32(epsilon*c2)
+	factors := kernel.NewAdamWRate(rate, a.decay, a.steps)
 	for i, p := range a.params {
-		m, v, value := a.m[i][:len(p.grad)], a.v[i][:len(p.grad)], p.value[:len(p.grad)]
-		for j, g := range p.grad {
-			m[j] += (1 - beta1) * (g - m[j])
-			v[j] += (1 - beta2) * (g*g - v[j])
-			value[j] = keep*value[j] - move*m[j]/(float32(math.Sqrt(float64(v[j])))+eps)
-		}
+		kernel.AdamW(p.value, p.grad, a.m[i], a.v[i], factors)
 	}
 }
 
