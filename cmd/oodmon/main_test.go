@@ -218,6 +218,51 @@ func TestImportedDigits(t *testing.T) {
 	}
 }
 
+func TestEvalDetectors(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "report")
+	files := []string{"--id", digits("test.arrow"), "--ood", digits("ood.arrow")}
+	fit := append([]string{"eval", "--data", digits("train.arrow"), "--calibration", digits("calibration.arrow")}, files...)
+	o := oodmon(t, 0, append(fit, "--detectors", "class-means,knn", "--model", importDigits(t), "--json", "--report", dir)...)
+	var all []struct {
+		Detector string  `json:"detector"`
+		AUROC    float64 `json:"auroc"`
+	}
+	if err := json.Unmarshal([]byte(o.stdout), &all); err != nil || len(all) != 3 || all[0].Detector != "isomax+" || all[2].Detector != "knn" || all[2].AUROC < .98 {
+		t.Errorf("%v, %+v", err, all)
+	}
+	if page, err := os.ReadFile(filepath.Join(dir, "index.html")); err != nil || !bytes.Contains(page, []byte("Detectors side by side")) {
+		t.Errorf("no report: %v", err)
+	}
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{append([]string{"eval"}, files...), 2, "--model, --detectors or both are required"},
+		{append([]string{"eval", "--detectors", "all"}, files...), 2, "--detectors needs --data"},
+		{append([]string{"eval", "--model", "x", "--data", "y"}, files...), 2, "--data and --calibration are for --detectors"},
+		{append(fit, "--detectors", "svm"), 2, `--detectors: "svm" is neither all nor one of ["isomax+"`},
+		{append(fit, "--detectors", "knn:es"), 2, `--detectors: score "es" is not one of ["distance"] of knn`},
+		{append(fit, "--detectors", "knn", "--alpha", "0.001"), 1, "knn: calibrate: too few calibration records: 1212 for a false-positive rate of 0.001 with confidence 0.95; at least 2995 are needed"},
+	} {
+		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, test.want) {
+			t.Errorf("%v: %s, want %q", test.args, o.stderr, test.want)
+		}
+	}
+	// Labels of which the model knows none.
+	rows := rowsFile(t, filepath.Join(t.TempDir(), "rows.jsonl"), "1", "2")
+	content, err := os.ReadFile(rows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(rows, bytes.ReplaceAll(content, []byte("{"), []byte(`{"label":"zebra",`)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if o := oodmon(t, 1, "eval", "--model", importDigits(t), "--id", rows, "--ood", digits("ood.arrow")); !strings.Contains(o.stderr, `none of the labels of 2 records is a class of model`) {
+		t.Errorf("%s", o.stderr)
+	}
+}
+
 func TestCLINC150(t *testing.T) {
 	data := filepath.Join("..", "..", "..", "shared", "data", "clinc150")
 	if _, err := os.Stat(data); err != nil {

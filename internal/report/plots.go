@@ -36,7 +36,6 @@ func newPlot(x, y string) *plot.Plot {
 		a.Label.TextStyle.Font.Size, a.Tick.Label.Font.Size = 11, 9
 		a.Color, a.Tick.Color, a.Tick.Label.Color, a.Label.TextStyle.Color = greyColor, greyColor, ink, ink
 	}
-	p.Legend.TextStyle.Font.Size = 10
 	p.BackgroundColor = color.Transparent
 	grid := plotter.NewGrid()
 	grid.Vertical.Color, grid.Horizontal.Color = color.NRGBA{0, 0, 0, 0x18}, color.NRGBA{0, 0, 0, 0x18}
@@ -113,9 +112,6 @@ func plotROC(inside, outside []float32, e *trainer.Evaluation) (template.HTML, e
 	at95.Dashes = []vg.Length{2, 2}
 	roc := line(points, inColor, 1.8)
 	p.Add(diagonal, at95, roc)
-	p.Legend.Add(fmt.Sprintf("AUROC %.2f %%", 100*e.AUROC), roc)
-	p.Legend.Add(fmt.Sprintf("TNR@TPR95 %.2f %%", 100*e.TNRAtTPR95), at95)
-	p.Legend.Left, p.Legend.XOffs, p.Legend.YOffs = false, -8, 10
 	return svg(p, "ROC curve")
 }
 
@@ -135,10 +131,9 @@ func plotHistogram(inside, outside []float32, threshold float64) (template.HTML,
 	p := newPlot("score (larger is more out of distribution)", "share of records, in %")
 	top := 0.
 	for _, kind := range []struct {
-		name   string
 		scores []float32
 		c      color.NRGBA
-	}{{"in-distribution", inside, inColor}, {"OOD", outside, outColor}} {
+	}{{inside, inColor}, {outside, outColor}} {
 		var shares [bins]float64
 		for _, s := range kind.scores {
 			at := int(bins * (float64(s) - low) / (high - low))
@@ -159,13 +154,10 @@ func plotHistogram(inside, outside []float32, threshold float64) (template.HTML,
 		fill.A = 0x60
 		area.Color, area.LineStyle.Color, area.LineStyle.Width = fill, kind.c, 1.2
 		p.Add(area)
-		p.Legend.Add(kind.name, area)
 	}
 	mark := line(plotter.XYs{{X: threshold, Y: 0}, {X: threshold, Y: top * 1.08}}, ink, 1.2)
 	mark.Dashes = []vg.Length{4, 2}
 	p.Add(mark)
-	p.Legend.Add("threshold", mark)
-	p.Legend.Top, p.Legend.XOffs, p.Legend.YOffs = true, -6, -4
 	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = low, high, 0, top*1.1
 	return svg(p, "Histograms of the score of in-distribution and OOD records")
 }
@@ -173,7 +165,7 @@ func plotHistogram(inside, outside []float32, threshold float64) (template.HTML,
 // plotReliability draws accuracy against confidence, with how many records are
 // in a bin.
 func plotReliability(bins []trainer.ReliabilityBin) (template.HTML, error) {
-	p := newPlot("largest probability", "accuracy, and share of records (grey)")
+	p := newPlot("largest probability", "accuracy")
 	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, 1, 0, 1
 	total := 0
 	for _, b := range bins {
@@ -203,9 +195,6 @@ func plotReliability(bins []trainer.ReliabilityBin) (template.HTML, error) {
 	}
 	curve.Color, curve.Width, dots.Color, dots.Shape, dots.Radius = inColor, 1.6, inColor, draw.CircleGlyph{}, 2.6
 	p.Add(diagonal, curve, dots)
-	p.Legend.Add("calibrated", diagonal)
-	p.Legend.Add("this head", curve, dots)
-	p.Legend.Top, p.Legend.Left, p.Legend.XOffs, p.Legend.YOffs = true, true, 8, -4
 	return svg(p, "Reliability diagram")
 }
 
@@ -213,8 +202,9 @@ func plotReliability(bins []trainer.ReliabilityBin) (template.HTML, error) {
 const axisRows = 300
 
 // plotMap draws prototypes and samples on the two principal axes of the
-// prototypes; where the detector has none in that space, of the samples.
-func plotMap(d *trainer.Details) (template.HTML, error) {
+// prototypes; where the detector has none in that space, of the samples. share
+// is how much of their variance the axes hold.
+func plotMap(d *trainer.Details) (picture template.HTML, share float64, err error) {
 	k := d.Model.PrototypeDim()
 	centres := centresOf(d, k)
 	basis := centres
@@ -235,7 +225,7 @@ func plotMap(d *trainer.Details) (template.HTML, error) {
 	}
 	var svd mat.SVD
 	if !svd.Factorize(centred, mat.SVDThin) {
-		return "", errors.New("map: the principal axes were not found")
+		return "", 0, errors.New("map: the principal axes were not found")
 	}
 	var v mat.Dense
 	svd.VTo(&v)
@@ -265,15 +255,14 @@ func plotMap(d *trainer.Details) (template.HTML, error) {
 	p := newPlot("first principal axis", "second principal axis")
 	n := len(d.InsideSamples) * k
 	for _, kind := range []struct {
-		name   string
 		x      []float32
 		c      color.NRGBA
 		alpha  uint8
 		radius vg.Length
 		shape  draw.GlyphDrawer
 	}{
-		{"in-distribution", d.Samples[:n], inColor, 0x70, 1.4, draw.CircleGlyph{}}, {"OOD", d.Samples[n:], outColor, 0x90, 1.6, draw.CircleGlyph{}},
-		{"prototype", centres, ink, 0xff, 3, draw.CrossGlyph{}},
+		{d.Samples[:n], inColor, 0x70, 1.4, draw.CircleGlyph{}}, {d.Samples[n:], outColor, 0x90, 1.6, draw.CircleGlyph{}},
+		{centres, ink, 0xff, 3.2, draw.BoxGlyph{}},
 	} {
 		points := place(kind.x)
 		if len(points) == 0 {
@@ -281,19 +270,15 @@ func plotMap(d *trainer.Details) (template.HTML, error) {
 		}
 		s, err := plotter.NewScatter(points)
 		if err != nil {
-			return "", fmt.Errorf("draw: %w", err)
+			return "", 0, fmt.Errorf("draw: %w", err)
 		}
 		c := kind.c
 		c.A = kind.alpha
 		s.Color, s.Radius, s.Shape = c, kind.radius, kind.shape
 		p.Add(s)
-		p.Legend.Add(kind.name, s)
 	}
-	p.Legend.Top, p.Legend.XOffs, p.Legend.YOffs = true, -6, -4
-	if spread > 0 {
-		p.X.Label.Text = fmt.Sprintf("first principal axis; both hold %.0f %% of the spread of the prototypes", 100*kept/spread)
-	}
-	return svg(p, "Map of prototypes and samples")
+	picture, err = svg(p, "Map of prototypes and samples")
+	return picture, kept / math.Max(spread, math.SmallestNonzeroFloat64), err
 }
 
 // centresOf returns the prototypes in the space of the samples, or nothing.

@@ -92,6 +92,7 @@ type section struct {
 	FPRLow, FPRHigh      float64
 	ROC, Histogram       template.HTML
 	Reliability, Map     template.HTML // "": none
+	MapShare             float64       // of the variance
 	PerClass             []classRow
 	Matrix               [][]cell // nil: too many classes
 	MatrixClasses        []string
@@ -151,7 +152,7 @@ func newSection(e *trainer.Evaluation) (*section, error) {
 		}
 	}
 	if len(d.InsideSamples) > 0 {
-		if s.Map, err = plotMap(d); err != nil {
+		if s.Map, s.MapShare, err = plotMap(d); err != nil {
 			return nil, err
 		}
 	}
