@@ -54,7 +54,7 @@ func TestScoresAgreeWithTheAuthors(t *testing.T) {
 					got := scored(t, m, record(t, x, dim))
 					for i := range n {
 						logits := values["logits_f64"][i*c : (i+1)*c]
-						want := math.NaN()
+						var want float64
 						switch score {
 						case model.MaxLogit:
 							want = -slices.Max(logits)
