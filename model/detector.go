@@ -21,14 +21,15 @@ const (
 	Softmax    = "softmax" // L_c = (w_c·x + b_c) / T
 
 	// What needs no training. Mahalanobis distance: Lee et al., "A Simple
-	// Unified Framework for Detecting Out-of-Distribution Samples" (2018);
-	// relative: Ren et al., "A Simple Fix to Mahalanobis Distance for Improving
-	// Near-OOD Detection" (2021); kNN: Sun et al., "Out-of-Distribution
-	// Detection with Deep Nearest Neighbors" (2022).
+	// Unified Framework for Detecting Out-of-Distribution Samples" (2018), of
+	// directions as Müller and Hein, "Mahalanobis++" (2025), have it; relative:
+	// Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD
+	// Detection" (2021); kNN: Sun et al., "Out-of-Distribution Detection with
+	// Deep Nearest Neighbors" (2022).
 	ClassMeans          = "class-means"          // min_c ‖x^ − p^_c‖
 	KNN                 = "knn"                  // the k-th least ‖x^ − b^_i‖
-	Mahalanobis         = "mahalanobis"          // min_c ‖(x − p_c)·W‖²
-	RelativeMahalanobis = "relative-mahalanobis" // the same less ‖(x − m)·W0‖²
+	Mahalanobis         = "mahalanobis"          // min_c ‖(x^ − p_c)·W‖²
+	RelativeMahalanobis = "relative-mahalanobis" // the same less ‖(x^ − m)·W0‖²
 )
 
 // The scores. Larger is more out of distribution: they are the negatives of the

@@ -64,7 +64,7 @@ func decodeHeadFile(file []byte, detector string) (*Model, error) {
 		detector = IsoMaxPlus
 	}
 	if !HasLogits(detector) {
-		return nil, fmt.Errorf("loss %q is not one of %q", detector, heads())
+		return nil, fmt.Errorf("loss %q is not one of %q", detector, Heads())
 	}
 	spec := specOf(detector)
 	m := &Model{Detector: detector, Score: spec.scores[0], EntropicScale: 10, Temperature: 1}
@@ -122,6 +122,7 @@ func (m *Model) classRows() int {
 	return m.Prototypes.Shape()[0]
 }
 
-func heads() []string {
+// Heads lists the detectors that have logits.
+func Heads() []string {
 	return slices.DeleteFunc(Detectors(), func(d string) bool { return !HasLogits(d) })
 }

@@ -44,7 +44,10 @@ func hasDirection(x []float32) bool {
 }
 
 // toScore rounds a score to float32. One beyond its range, of a row that is
-// finite but very long, becomes the largest that there is.
+// finite but very long, becomes the largest that there is; NaN stays.
 func toScore(s float64) float32 {
+	if math.IsNaN(s) {
+		return float32(s)
+	}
 	return float32(max(-math.MaxFloat32, min(math.MaxFloat32, s)))
 }

@@ -54,7 +54,7 @@ func TestScoresAgreeWithTheAuthors(t *testing.T) {
 					got := scored(t, m, record(t, x, dim))
 					for i := range n {
 						logits := values["logits_f64"][i*c : (i+1)*c]
-						want := math.NaN()
+						var want float64
 						switch score {
 						case model.MaxLogit:
 							want = -slices.Max(logits)
@@ -67,7 +67,10 @@ func TestScoresAgreeWithTheAuthors(t *testing.T) {
 						default:
 							want = -values["score_f64."+score][i]
 						}
-						if !within(got.Score[i], want, 1e-5) {
+						// A score that is a difference of logits, which have 24 bits,
+						// keeps an error of theirs where they cancel. So has torch's.
+						largest := max(math.Abs(slices.Max(logits)), math.Abs(slices.Min(logits)))
+						if diff := math.Abs(float64(got.Score[i]) - want); !(diff <= 1e-5*math.Abs(want)+4*0x1p-24*largest) {
 							t.Errorf("%s of row %d: %g, want %g", score, i, got.Score[i], want)
 						}
 						if int(got.Class[i]) != slices.Index(logits, slices.Max(logits)) {
@@ -346,28 +349,14 @@ func TestKNN(t *testing.T) {
 	}
 }
 
-// Of three neighbours two decide; of three classes the nearest does.
-func TestKNNVotes(t *testing.T) {
-	bank := []float32{1, 0, 1, .1, 1, .2, 0, 1}
-	for _, test := range []struct {
-		class []int32
-		k     int
-		want  int32
-	}{{[]int32{2, 1, 1, 0}, 3, 1}, {[]int32{2, 1, 0, 0}, 3, 2}, {[]int32{2, 1, 1, 0}, 1, 2}} {
-		if got := scored(t, knnModel(bank, test.class, 2, test.k, 3), record(t, []float32{5, 0}, 2)); got.Class[0] != test.want {
-			t.Errorf("%v, k=%d: class %d, want %d", test.class, test.k, got.Class[0], test.want)
-		}
-	}
-}
-
 func TestMahalanobis(t *testing.T) {
 	r := rand.New(rand.NewPCG(10, 10))
 	const dim, classes, n = 70, 9, 80
-	means, factor := random(r, classes*dim, 1), random(r, dim*dim, .3)
+	means, factor := random(r, classes*dim, 1), random(r, dim*dim, 3)
 	for i := range means {
-		means[i] += 5 // away from the origin: nothing may cancel
+		means[i] = .05*means[i] + .1 // as of directions, away from the origin
 	}
-	mean, background := random(r, dim, 1), random(r, dim*dim, .1)
+	mean, background := random(r, dim, .1), random(r, dim*dim, 1)
 	x := random(r, n*dim, 2)
 	x[3*dim] = float32(math.Inf(1))
 	clear(x[4*dim : 5*dim])
@@ -375,7 +364,7 @@ func TestMahalanobis(t *testing.T) {
 	square := func(row []float32, centre, factor []float32) float64 {
 		diff := make([]float64, dim)
 		for j := range diff {
-			diff[j] = float64(row[j]) - float64(centre[j])
+			diff[j] = float64(row[j])/norm(row) - float64(centre[j])
 		}
 		s := 0.
 		for _, v := range product(diff, factor, dim) {

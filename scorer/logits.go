@@ -4,38 +4,66 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/oodmon/oodmon/internal/kernel"
 	"github.com/oodmon/oodmon/model"
+	"gorgonia.org/tensor"
 )
 
 // A logitHead computes the scores that need all logits of a head.
 type logitHead struct {
 	transform
-	logits    *logits
+	logits    *kernel.Logits
 	direction bool // only the direction of a row counts
-	of        func(s *logitStats) float64
+	of        func(s *kernel.LogitStats) float64
 }
 
 func newLogitHead(m *model.Model) (*logitHead, error) {
-	l, err := packLogits(m)
-	if err != nil {
-		return nil, err
-	}
 	of, ok := scoresOfLogits[m.Score]
 	if !ok {
 		return nil, fmt.Errorf("score %q is unknown", m.Score)
 	}
-	return &logitHead{newTransform(m), l, l.kind.unit(), of}, nil
+	l := layerOf(m)
+	logits, err := kernel.PackLogits(l.kind, l.weights, l.bias, m.NumClasses(), m.PrototypeDim(), l.scale)
+	if err != nil {
+		return nil, err
+	}
+	return &logitHead{newTransform(m), logits, l.direction(), of}, nil
+}
+
+// A layer is what makes the logits of a head.
+type layer struct {
+	kind          kernel.LogitKind
+	scale         float64
+	weights, bias []float32
+}
+
+func (l *layer) direction() bool {
+	return l.kind == kernel.UnitDistance || l.kind == kernel.MeanUnitDistance
+}
+
+func layerOf(m *model.Model) layer {
+	values := func(t *tensor.Dense) []float32 { return t.Data().([]float32) }
+	switch scale := math.Abs(float64(m.DistanceScale)) / m.Temperature; m.Detector {
+	case model.Softmax:
+		return layer{kernel.InnerProduct, 1 / m.Temperature, values(m.Weights), values(m.Bias)}
+	case model.IsoMax:
+		return layer{kernel.Distance, 1 / m.Temperature, values(m.Prototypes), nil}
+	case model.DisMax:
+		return layer{kernel.MeanUnitDistance, scale / math.Sqrt2, values(m.Prototypes), nil}
+	default:
+		return layer{kernel.UnitDistance, scale, values(m.Prototypes), nil}
+	}
 }
 
 // scoresOfLogits are the scores, larger being more out of distribution.
-var scoresOfLogits = map[string]func(s *logitStats) float64{
-	model.MDS:      func(s *logitStats) float64 { return -s.Max },
-	model.MaxLogit: func(s *logitStats) float64 { return -s.Max },
-	model.MPS:      func(s *logitStats) float64 { return -math.Exp(s.Max - s.LogSumExp) },
-	model.ES:       func(s *logitStats) float64 { return s.Entropy },
-	model.MMLS:     func(s *logitStats) float64 { return -(s.Max + s.Mean) },
-	model.MMLES:    func(s *logitStats) float64 { return -(s.Max + s.Mean - s.Entropy) },
-	model.Energy:   func(s *logitStats) float64 { return -s.LogSumExp },
+var scoresOfLogits = map[string]func(s *kernel.LogitStats) float64{
+	model.MDS:      func(s *kernel.LogitStats) float64 { return -s.Max },
+	model.MaxLogit: func(s *kernel.LogitStats) float64 { return -s.Max },
+	model.MPS:      func(s *kernel.LogitStats) float64 { return -math.Exp(s.Max - s.LogSumExp) },
+	model.ES:       func(s *kernel.LogitStats) float64 { return s.Entropy },
+	model.MMLS:     func(s *kernel.LogitStats) float64 { return -(s.Max + s.Mean) },
+	model.MMLES:    func(s *kernel.LogitStats) float64 { return -(s.Max + s.Mean - s.Entropy) },
+	model.Energy:   func(s *kernel.LogitStats) float64 { return -s.LogSumExp },
 }
 
 func (h *logitHead) score(w *Workspace, x, score []float32, class []int32) {
@@ -43,7 +71,7 @@ func (h *logitHead) score(w *Workspace, x, score []float32, class []int32) {
 		rows := min(blockRows, len(score)-first)
 		block := x[first*h.dim:][:rows*h.dim]
 		w.stats = resize(w.stats, rows)
-		h.logits.stats(w, h.apply(w, block, rows, h.direction), w.stats)
+		h.logits.Stats(&w.kernel, h.apply(w, block, rows, h.direction), w.stats)
 		for i := range rows {
 			s := &w.stats[i]
 			if s.Class < 0 || !hasDirection(block[i*h.dim:(i+1)*h.dim]) {
@@ -65,22 +93,77 @@ func Logits(m *model.Model, x []float32) ([]float64, error) {
 	if len(x)%m.Dim() != 0 {
 		return nil, fmt.Errorf("logits: %d values are not rows of dimension %d", len(x), m.Dim())
 	}
-	l, err := packLogits(m)
-	if err != nil {
-		return nil, fmt.Errorf("logits: %w", err)
+	l, t, d, c, k := layerOf(m), newTransform(m), m.Dim(), m.NumClasses(), m.PrototypeDim()
+	inverse := make([]float64, c) // of the norms of the weights
+	for i := range inverse {
+		inverse[i] = 1
+		if l.direction() {
+			inverse[i] = 1 / norm(l.weights[i*k:(i+1)*k])
+		}
 	}
-	t, n, d := newTransform(m), len(x)/m.Dim(), m.Dim()
-	out := make([]float64, n*l.c)
+	out := make([]float64, len(x)/d*c)
 	var w Workspace
-	for i := range n {
-		row := x[i*d : (i+1)*d]
+	for i := range len(x) / d {
+		row, logits := x[i*d:(i+1)*d], out[i*c:(i+1)*c]
 		if !hasDirection(row) {
-			for c := range l.c {
-				out[i*l.c+c] = math.NaN()
+			for j := range logits {
+				logits[j] = math.NaN()
 			}
 			continue
 		}
-		l.of(t.apply(&w, row, 1, l.kind.unit()), out[i*l.c:(i+1)*l.c])
+		y, inv, total := t.apply(&w, row, 1, l.direction()), 1., 0.
+		if l.direction() {
+			inv = 1 / norm(y)
+		}
+		for j := range logits {
+			weights, s := l.weights[j*k:(j+1)*k], 0.
+			if l.kind == kernel.InnerProduct {
+				for a, v := range y {
+					s += float64(v) * float64(weights[a])
+				}
+				logits[j] = l.scale * (s + float64(l.bias[j]))
+				continue
+			}
+			for a, v := range y {
+				diff := float64(v)*inv - float64(weights[a])*inverse[j]
+				s += diff * diff
+			}
+			logits[j] = -l.scale * math.Sqrt(s)
+			total += logits[j]
+		}
+		if l.kind == kernel.MeanUnitDistance {
+			for j := range logits {
+				logits[j] += total / float64(c)
+			}
+		}
 	}
 	return out, nil
+}
+
+// Project returns what m compares with its prototypes, means or weights for each
+// row of x, [n, D]: [n, K], behind the transform; and whether they are directions,
+// where only those count. Rows without a direction have NaN. It is for maps.
+func Project(m *model.Model, x []float32) (y []float32, direction bool) {
+	t, d := newTransform(m), m.Dim()
+	out := make([]float32, 0, len(x)/d*t.k)
+	direction = m.Detector != model.Softmax && m.Detector != model.IsoMax
+	unit := make([]float32, t.k)
+	var w Workspace
+	for i := range len(x) / d {
+		y := t.apply(&w, x[i*d:(i+1)*d], 1, direction)
+		if direction {
+			toUnit(unit, y)
+			y = unit
+		}
+		out = append(out, y...)
+	}
+	return out, direction
+}
+
+func norm(x []float32) float64 {
+	var sum float64
+	for _, v := range x {
+		sum += float64(v) * float64(v)
+	}
+	return math.Sqrt(sum)
 }

@@ -1,47 +1,45 @@
 package scorer
 
 import (
-	"math"
-
+	"github.com/oodmon/oodmon/internal/kernel"
 	"github.com/oodmon/oodmon/model"
 	"gorgonia.org/tensor"
 )
 
-// A mahalanobis detector measures the distance to the nearest class mean in the
-// metric of the covariance that the classes share, less, for the relative one,
-// that to the mean of all in the metric of the covariance of all.
+// A mahalanobis detector measures the distance of a direction to the nearest
+// class mean in the metric of the covariance that the classes share, less, for
+// the relative one, that to the mean of all in the metric of the covariance of
+// all.
 //
-// Embeddings are whitened, (x − m)·W, where m is the mean of the class means:
+// Directions are whitened, (x^ − m)·W, where m is the mean of the class means:
 // then the distances are Euclidean, and little is lost by cancellation.
 type mahalanobis struct {
 	dim        int
-	centre     []float32 // [D]
-	factor     []float32 // [D, D]
-	means      *logits   // the whitened class means
-	background *background
+	classes    whitening
+	means      *kernel.Logits // the whitened class means
+	background whitening      // factor nil: none
 }
 
-type background struct{ mean, factor []float32 }
+// A whitening is of the centre [D] and the factor [D, D].
+type whitening struct{ centre, factor []float32 }
 
 func newMahalanobis(m *model.Model) (*mahalanobis, error) {
 	values := func(t *tensor.Dense) []float32 { return t.Data().([]float32) }
-	d, c := m.Dim(), m.NumClasses()
-	h := &mahalanobis{dim: d, centre: make([]float32, d), factor: values(m.PrecisionFactor)}
-	p := values(m.Prototypes)
+	d, c, p := m.Dim(), m.NumClasses(), values(m.Prototypes)
+	h := &mahalanobis{dim: d, classes: whitening{make([]float32, d), values(m.PrecisionFactor)}}
 	for j := range d {
 		sum := 0.
 		for i := range c {
 			sum += float64(p[i*d+j])
 		}
-		h.centre[j] = float32(sum / float64(c))
+		h.classes.centre[j] = float32(sum / float64(c))
 	}
-	white := make([]float32, c*d)
-	row := make([]float64, d)
+	white, row := make([]float32, c*d), make([]float64, d)
 	for i := range c {
 		clear(row)
 		for j := range d {
-			v := float64(p[i*d+j]) - float64(h.centre[j])
-			for k, w := range h.factor[j*d : (j+1)*d] {
+			v := float64(p[i*d+j]) - float64(h.classes.centre[j])
+			for k, w := range h.classes.factor[j*d : (j+1)*d] {
 				row[k] += v * float64(w)
 			}
 		}
@@ -49,12 +47,12 @@ func newMahalanobis(m *model.Model) (*mahalanobis, error) {
 			white[i*d+k] = float32(v)
 		}
 	}
-	h.means = &logits{kind: distance, c: c, d: d, scale: 1, weights: white, inv: make([]float64, c)}
-	for i := range h.means.inv {
-		h.means.inv[i] = 1
+	var err error
+	if h.means, err = kernel.PackLogits(kernel.Distance, white, nil, c, d, 1); err != nil {
+		return nil, err
 	}
 	if m.Detector == model.RelativeMahalanobis {
-		h.background = &background{values(m.BackgroundMean), values(m.BackgroundFactor)}
+		h.background = whitening{values(m.BackgroundMean), values(m.BackgroundFactor)}
 	}
 	return h, nil
 }
@@ -62,37 +60,40 @@ func newMahalanobis(m *model.Model) (*mahalanobis, error) {
 func (h *mahalanobis) score(w *Workspace, x, score []float32, class []int32) {
 	for first := 0; first < len(score); first += blockRows {
 		rows := min(blockRows, len(score)-first)
-		block := x[first*h.dim:][:rows*h.dim]
+		w.unit = resize(w.unit, rows*h.dim)
+		for i := range rows {
+			toUnit(w.unit[i*h.dim:][:h.dim], x[(first+i)*h.dim:][:h.dim])
+		}
 		w.stats = resize(w.stats, rows)
-		h.means.stats(w, whiten(w, block, rows, h.centre, h.factor), w.stats)
+		h.means.Stats(&w.kernel, h.classes.apply(w, rows), w.stats)
 		for i := range rows {
 			s := &w.stats[i]
-			if s.Class < 0 || !hasDirection(block[i*h.dim:(i+1)*h.dim]) {
-				score[first+i], class[first+i] = float32(math.NaN()), -1
-				continue
-			}
 			score[first+i], class[first+i] = toScore(s.Max*s.Max), s.Class
 		}
-		if h.background == nil {
+		if h.background.factor == nil {
 			continue
 		}
-		z := whiten(w, block, rows, h.background.mean, h.background.factor)
+		white := h.background.apply(w, rows)
 		for i := range rows {
 			if class[first+i] >= 0 {
-				square := norm(z[i*h.dim : (i+1)*h.dim])
-				score[first+i] = toScore(w.stats[i].Max*w.stats[i].Max - square*square)
+				length := norm(white[i*h.dim : (i+1)*h.dim])
+				score[first+i] = toScore(w.stats[i].Max*w.stats[i].Max - length*length)
 			}
 		}
 	}
 }
 
-// whiten returns (x − centre)·factor. It is valid until the next use of w.
-func whiten(w *Workspace, x []float32, rows int, centre, factor []float32) []float32 {
-	d := len(centre)
-	w.unit, w.projected = resize(w.unit, rows*d), resize(w.projected, rows*d)
-	for i, v := range x {
-		w.unit[i] = v - centre[i%d]
+// apply whitens the rows of w.unit. A row of NaN stays one. What it returns is
+// valid until the next use of w.
+func (t *whitening) apply(w *Workspace, rows int) []float32 {
+	d := len(t.centre)
+	w.centred, w.projected = resize(w.centred, rows*d), resize(w.projected, rows*d)
+	for i := range rows {
+		unit, centred := w.unit[i*d:(i+1)*d], w.centred[i*d:(i+1)*d]
+		for j, v := range t.centre {
+			centred[j] = unit[j] - v
+		}
 	}
-	multiply(w.projected, w.unit, factor, rows, d, d, 0)
+	kernel.Multiply(&w.kernel, kernel.RowMajor(w.projected, rows, d), kernel.RowMajor(w.centred, rows, d), kernel.RowMajor(t.factor, d, d), false)
 	return w.projected
 }

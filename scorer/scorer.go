@@ -48,8 +48,8 @@ type Scores struct {
 	PValue []float32
 	// OOD is whether Score is above the threshold.
 	OOD []bool
-	// Class is the class of the largest logit, or that the nearest prototype,
-	// mean or neighbours belong to, or −1: the record has no direction,
+	// Class is the class of the largest logit, or that of the nearest
+	// prototype, mean or embedding of the bank, or −1: the record has no direction,
 	// since it is not finite or its norm is under 1e-12. Such a record has no
 	// score and is never OOD.
 	Class []int32
@@ -66,11 +66,9 @@ func (s *Scores) resize(n int) {
 type Workspace struct {
 	kernel               kernel.Workspace
 	unit, low, projected []float32
-	norms, logits        []float64
-	stats                []logitStats
-	cosines, top         []float32
-	near                 []neighbour
-	votes                []int32
+	centred              []float32
+	norms                []float64
+	stats                []kernel.LogitStats
 }
 
 // Score fills out with the answers for every row of rec. It allocates nothing

@@ -69,7 +69,7 @@ func (f *fitter) start() (*head, error) {
 		return nil, err
 	}
 	if start := f.opts.Start; start != nil {
-		h := newHead(r.Loss, r.Projection, r.Rank, len(data.classes), data.dim)
+		h := newHead(r.Detector, r.Projection, r.Rank, len(data.classes), data.dim)
 		known := headOf(start)
 		if f.report.Restarted = h.cannotGoOnFrom(known); f.report.Restarted == "" {
 			f.report.Started = start.Version
@@ -81,12 +81,12 @@ func (f *fitter) start() (*head, error) {
 	if projection == ProjectionLowRank {
 		projection = ProjectionFull
 	}
-	h := newHead(r.Loss, projection, 0, len(data.classes), data.dim)
+	h := newHead(r.Detector, projection, 0, len(data.classes), data.dim)
 	random := rand.New(rand.NewPCG(r.Seed, 3))
 	switch {
 	case r.Initial == InitialMeans:
 		h.startAt(means)
-	case r.Loss == model.Softmax:
+	case r.Detector == model.Softmax:
 		for i := range h.prototypes.value {
 			h.prototypes.value[i] = float32((2*random.Float64() - 1) / math.Sqrt(float64(h.d)))
 		}

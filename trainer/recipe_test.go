@@ -26,7 +26,7 @@ import (
 func TestRecipes(t *testing.T) {
 	data, fresh := clusters(1, 400, "cat", "dog", "owl"), Files(save(t, clusters(2, 300, "cat", "dog", "owl")))
 	outliers := Files(save(t, cluster(rand.New(rand.NewPCG(3, 3)), 3, 300, "")))
-	for _, loss := range Losses() {
+	for _, loss := range model.Heads() {
 		for _, change := range []func(r *Recipe){
 			func(r *Recipe) {},
 			func(r *Recipe) { r.Projection, r.Rank = ProjectionLowRank, 4 },
@@ -37,7 +37,7 @@ func TestRecipes(t *testing.T) {
 			func(r *Recipe) { r.ClassWeights, r.Patience = true, 2 },
 		} {
 			opts := options(t, data)
-			opts.Recipe.Loss, opts.Recipe.Epochs = loss, 10
+			opts.Recipe.Detector, opts.Recipe.Epochs = loss, 10
 			change(&opts.Recipe)
 			r := opts.Recipe
 			t.Run(fmt.Sprint(loss, " ", r.Projection, " ", r.Optimizer, " ", r.Patience), func(t *testing.T) {
@@ -68,9 +68,9 @@ func TestRecipes(t *testing.T) {
 // The trainer and the scorer have the same logits of a model.
 func TestLogitsAreTheScorers(t *testing.T) {
 	data := clusters(1, 300, "cat", "dog", "owl")
-	for _, loss := range Losses() {
+	for _, loss := range model.Heads() {
 		opts := options(t, data)
-		opts.Recipe.Loss = loss
+		opts.Recipe.Detector = loss
 		m, _, err := Train(t.Context(), opts)
 		if err != nil {
 			t.Fatal(err)
@@ -217,7 +217,7 @@ func TestWarmStart(t *testing.T) {
 	two := Files(save(t, []row{{[]float32{1, 0}, "a"}, {[]float32{0, 1}, "b"}}))
 	for want, change := range map[string]func(o *Options){
 		"its projection is not of the recipe's kind": func(o *Options) { o.Recipe.Projection = ProjectionNone },
-		"its loss is isomax+, the recipe's dismax":   func(o *Options) { o.Recipe.Loss = model.DisMax },
+		"its loss is isomax+, the recipe's dismax":   func(o *Options) { o.Recipe.Detector = model.DisMax },
 		"its dimension is 12, the data's 2":          func(o *Options) { o.Data, o.Calibration, o.Alpha, o.Delta = two, two, .5, .5 },
 	} {
 		other := opts
@@ -241,9 +241,9 @@ func TestTemperature(t *testing.T) {
 		}
 		return all
 	}
-	for _, loss := range Losses() {
+	for _, loss := range model.Heads() {
 		opts := options(t, rows(3000))
-		opts.Recipe.Loss, opts.Recipe.Epochs = loss, 20
+		opts.Recipe.Detector, opts.Recipe.Epochs = loss, 20
 		opts.Calibration = Files(save(t, rows(2000)))
 		m, report, err := Train(t.Context(), opts)
 		if err != nil {
@@ -347,9 +347,9 @@ func TestASingleRecordOfAClassIsFitted(t *testing.T) {
 // Without outliers, a model is asked for classes that are taken from it.
 func TestWithout(t *testing.T) {
 	data := clusters(1, 300, "a", "b", "c")
-	for _, loss := range Losses() {
+	for _, loss := range model.Heads() {
 		opts := options(t, data)
-		opts.Recipe.Loss = loss
+		opts.Recipe.Detector = loss
 		m, _, err := Train(t.Context(), opts)
 		if err != nil {
 			t.Fatal(err)

@@ -82,7 +82,10 @@ type likelihood struct {
 	// nll is the mean negative log-likelihood; slope and curvature are its
 	// derivatives by the inverse temperature.
 	nll, slope, curvature float64
-	bins                  [15]struct{ confidence, right float64 }
+	bins                  [15]struct {
+		records           int
+		confidence, right float64
+	}
 }
 
 // ece is the expected calibration error: the mean over the records of how far,
@@ -165,7 +168,9 @@ func (l *likelihood) add(logits []float32, class int, inverse float64) {
 	l.slope += mean - own
 	l.curvature += square - mean*mean
 	confidence := 1 / sum // of the best
-	bin := &l.bins[min(int(confidence*float64(len(l.bins))), len(l.bins)-1)]
+	// A bin holds its upper edge, and not its lower.
+	bin := &l.bins[min(max(int(math.Ceil(confidence*float64(len(l.bins))))-1, 0), len(l.bins)-1)]
+	bin.records++
 	bin.confidence += confidence
 	if best == class {
 		bin.right++

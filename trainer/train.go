@@ -43,7 +43,10 @@ const (
 // A Recipe says how a head is fitted. The defaults are what did best on fixed
 // embeddings; docs/training.md has what was tried.
 type Recipe struct {
-	Loss          string     `yaml:"loss" json:"loss"`
+	// Detector is a head, which is fitted by its loss, or a detector that needs
+	// no training; only Score, Neighbours, Bank and Seed are of use to the latter.
+	Detector      string     `yaml:"detector" json:"detector"`
+	Score         string     `yaml:"score" json:"score"` // "": the detector's default
 	Projection    Projection `yaml:"projection" json:"projection"`
 	Rank          int        `yaml:"rank" json:"rank"` // of a low-rank projection
 	Initial       Initial    `yaml:"initial" json:"initial"`
@@ -61,21 +64,20 @@ type Recipe struct {
 	// epoch are kept.
 	Patience int `yaml:"patience" json:"patience"`
 	// WarmStart makes Retrain go on from the model in service.
-	WarmStart bool   `yaml:"warm_start" json:"warm_start"`
-	Seed      uint64 `yaml:"seed" json:"seed"`
+	WarmStart bool `yaml:"warm_start" json:"warm_start"`
+	// Neighbours is the k of knn, and Bank how many records it keeps at most.
+	Neighbours int    `yaml:"neighbours" json:"neighbours"`
+	Bank       int    `yaml:"bank" json:"bank"`
+	Seed       uint64 `yaml:"seed" json:"seed"`
 }
 
 // DefaultRecipe returns the recipe of a user who chose nothing.
 func DefaultRecipe() Recipe {
 	return Recipe{
-		Loss: model.IsoMaxPlus, Projection: ProjectionFull, Rank: 64, Initial: InitialMeans, Optimizer: AdamW, Schedule: ScheduleCosine,
+		Detector: model.IsoMaxPlus, Projection: ProjectionFull, Rank: 64, Initial: InitialMeans, Optimizer: AdamW, Schedule: ScheduleCosine,
 		Epochs: 30, BatchSize: 128, WeightDecay: .01, EntropicScale: 10,
+		Neighbours: 5, Bank: 20000,
 	}
-}
-
-// Losses lists the losses that a head can be fitted by.
-func Losses() []string {
-	return []string{model.IsoMaxPlus, model.IsoMax, model.DisMax, model.Softmax}
 }
 
 // Validate reports every value that cannot work, each with its key.
@@ -89,7 +91,10 @@ func (r *Recipe) Validate() error {
 	choice := func(key, value string, of ...string) {
 		check(slices.Contains(of, value), "%s: %q is not one of %q", key, value, of)
 	}
-	choice("loss", r.Loss, Losses()...)
+	choice("detector", r.Detector, model.Detectors()...)
+	if scores := model.Scores(r.Detector); r.Score != "" && scores != nil {
+		check(slices.Contains(scores, r.Score), "score: %q is not one of %q of detector %s", r.Score, scores, r.Detector)
+	}
 	choice("projection", string(r.Projection), string(ProjectionFull), string(ProjectionLowRank), string(ProjectionNone))
 	choice("initial", string(r.Initial), string(InitialMeans), string(InitialRandom))
 	choice("optimizer", string(r.Optimizer), string(AdamW), string(SGD))
@@ -100,14 +105,19 @@ func (r *Recipe) Validate() error {
 	check(r.LearningRate >= 0 && !math.IsInf(r.LearningRate, 0), "learning_rate: %g must not be negative", r.LearningRate)
 	check(r.WeightDecay >= 0 && r.WeightDecay < 1, "weight_decay: %g must be between 0 and 1", r.WeightDecay)
 	check(r.EntropicScale > 0 && !math.IsInf(r.EntropicScale, 0), "entropic_scale: %g must be positive", r.EntropicScale)
+	check(r.Neighbours > 0, "neighbours: %d must be positive", r.Neighbours)
+	check(r.Bank > 0, "bank: %d must be positive", r.Bank)
 	check(r.Patience >= 0, "patience: %d must not be negative", r.Patience)
 	return errors.Join(all...)
 }
 
 // resolved fills in what depends on other choices.
 func (r Recipe) resolved() Recipe {
-	if r.Loss == model.Softmax {
+	if r.Detector == model.Softmax || !model.HasLogits(r.Detector) {
 		r.EntropicScale = 1 // it has none
+	}
+	if r.Score == "" {
+		r.Score = model.Scores(r.Detector)[0]
 	}
 	if r.LearningRate == 0 {
 		r.LearningRate = r.bestRate()
@@ -123,7 +133,7 @@ func (r *Recipe) bestRate() float64 {
 	switch {
 	case r.Optimizer == SGD:
 		return .1
-	case r.Loss == model.Softmax || r.Loss == model.IsoMax:
+	case r.Detector == model.Softmax || r.Detector == model.IsoMax:
 		return .001
 	case r.Projection == ProjectionNone:
 		return .002
@@ -174,7 +184,11 @@ type Report struct {
 	Loss           float64     `json:"loss"`
 	ValidationLoss *float64    `json:"validation_loss,omitempty"`
 	Temperature    Temperature `json:"temperature"`
-	Calibration    int         `json:"calibration"`
+	// Bank is how many embeddings knn keeps; Shrinkage is that of the covariance
+	// within the classes, for the Mahalanobis detectors.
+	Bank        int     `json:"bank,omitempty"`
+	Shrinkage   float64 `json:"shrinkage,omitempty"`
+	Calibration int     `json:"calibration"`
 	// Threshold is the score of the Rank-th largest calibration record.
 	Threshold float64 `json:"threshold"`
 	Rank      int     `json:"rank"`
@@ -203,11 +217,11 @@ func (r *Recipe) read(ctx context.Context, src Source, dir string, calibration, 
 	var shares [numParts]float64
 	shares[partCalibration], shares[partHeldOut] = calibration, heldOut
 	shares[partFit] = 1 - calibration - heldOut
-	if r.Patience > 0 {
+	if r.Patience > 0 && model.HasLogits(r.Detector) {
 		shares[partValidation] = validationShare * shares[partFit]
 		shares[partFit] -= shares[partValidation]
 	}
-	raw := r.Loss == model.IsoMax || r.Loss == model.Softmax
+	raw := r.Detector == model.IsoMax || r.Detector == model.Softmax
 	return readLabelled(ctx, src, dir, shares, r.Seed, raw)
 }
 
@@ -217,19 +231,24 @@ func train(ctx context.Context, data *dataset, opts Options) (*model.Model, *Rep
 	opts.Recipe = opts.Recipe.resolved()
 	report := &Report{Counts: data.counts, Fitted: data.parts[partFit].rows, Classes: len(data.classes), Dim: data.dim, Recipe: opts.Recipe}
 	m := &model.Model{
-		Detector: opts.Recipe.Loss, Score: model.Scores(opts.Recipe.Loss)[0], EntropicScale: opts.Recipe.EntropicScale, Temperature: 1,
+		Detector: opts.Recipe.Detector, Score: opts.Recipe.Score, EntropicScale: opts.Recipe.EntropicScale, Temperature: 1,
 		Classes: data.classes, Alpha: opts.Alpha, Delta: opts.Delta, Created: opts.Created.UTC().Truncate(time.Second), Parent: opts.Parent,
 	}
-	h, err := fit(ctx, data, opts, report)
-	if err != nil {
+	if model.HasLogits(m.Detector) {
+		h, err := fit(ctx, data, opts, report)
+		if err != nil {
+			return nil, nil, fmt.Errorf("fit: %w", err)
+		}
+		h.export(m)
+	} else if err := fitBaseline(ctx, data, opts, report, m); err != nil {
 		return nil, nil, fmt.Errorf("fit: %w", err)
 	}
-	h.export(m)
 
 	calibration := data.vectors(partCalibration)
 	if opts.Calibration != nil {
 		calibration = opts.Calibration.vectors()
 	}
+	var err error
 	if report.Temperature, err = calibrate(ctx, m, calibration); err != nil {
 		return nil, nil, err
 	}

@@ -101,7 +101,7 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"train", "--dat", "x"}, 2, "unknown flag: --dat; see 'oodmon train --help'"},
 		{[]string{"train", "--data", "a", "b", "--output", "c"}, 2, `unexpected argument "b": repeat the flag before each file; see 'oodmon train --help'`},
 		{[]string{"train"}, 2, `required flag(s) "data", "output" not set`},
-		{[]string{"train", "--data", "x", "--output", "y", "--loss", "hinge"}, 2, `loss: "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax"]`},
+		{[]string{"train", "--data", "x", "--output", "y", "--detector", "hinge"}, 2, `detector: "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax" "class-means" "knn" "mahalanobis" "relative-mahalanobis"]`},
 		{[]string{"score", "--model", "x"}, 2, "requires at least 1 arg(s), only received 0"},
 		{[]string{"eval", "--model", "/nowhere", "--id", "a", "--ood", "b"}, 1, "--model: stat /nowhere: no such file or directory"},
 		{[]string{"model", "list"}, 2, "--registry is required"},
@@ -187,12 +187,18 @@ model: {registry: /r}
 
 func evalJSON(t *testing.T, args ...string) map[string]float64 {
 	t.Helper()
-	var e map[string]float64
-	if err := json.Unmarshal([]byte(oodmon(t, 0, append([]string{"eval", "--json"}, args...)...).stdout), &e); err != nil {
+	var all map[string]any
+	if err := json.Unmarshal([]byte(oodmon(t, 0, append([]string{"eval", "--json"}, args...)...).stdout), &all); err != nil {
 		t.Fatal(err)
 	}
-	keys := slices.Sorted(maps.Keys(e))
-	if strings.Join(keys, " ") != "accuracy aupr_in aupr_out auroc detection_rate dtacc false_positive_rate tnr_at_tpr95" {
+	keys := slices.Sorted(maps.Keys(all))
+	e := make(map[string]float64)
+	for key, v := range all {
+		if f, ok := v.(float64); ok {
+			e[key] = f
+		}
+	}
+	if strings.Join(keys, " ") != "accuracy aupr_in aupr_out auroc detection_rate detector dtacc ece false_positive_rate in_distribution_records model nll ood_records records_without_direction score tnr_at_tpr95 unknown_labels" {
 		t.Errorf("keys %q", keys)
 	}
 	return e
@@ -209,6 +215,51 @@ func TestImportedDigits(t *testing.T) {
 	}
 	if e["false_positive_rate"] > .01 {
 		t.Errorf("false-positive rate %.4f, chosen 0.01", e["false_positive_rate"])
+	}
+}
+
+func TestEvalDetectors(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "report")
+	files := []string{"--id", digits("test.arrow"), "--ood", digits("ood.arrow")}
+	fit := append([]string{"eval", "--data", digits("train.arrow"), "--calibration", digits("calibration.arrow")}, files...)
+	o := oodmon(t, 0, append(fit, "--detectors", "class-means,knn", "--model", importDigits(t), "--json", "--report", dir)...)
+	var all []struct {
+		Detector string  `json:"detector"`
+		AUROC    float64 `json:"auroc"`
+	}
+	if err := json.Unmarshal([]byte(o.stdout), &all); err != nil || len(all) != 3 || all[0].Detector != "isomax+" || all[2].Detector != "knn" || all[2].AUROC < .98 {
+		t.Errorf("%v, %+v", err, all)
+	}
+	if page, err := os.ReadFile(filepath.Join(dir, "index.html")); err != nil || !bytes.Contains(page, []byte("Detectors side by side")) {
+		t.Errorf("no report: %v", err)
+	}
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{append([]string{"eval"}, files...), 2, "--model, --detectors or both are required"},
+		{append([]string{"eval", "--detectors", "all"}, files...), 2, "--detectors needs --data"},
+		{append([]string{"eval", "--model", "x", "--data", "y"}, files...), 2, "--data and --calibration are for --detectors"},
+		{append(fit, "--detectors", "svm"), 2, `--detectors: "svm" is neither all nor one of ["isomax+"`},
+		{append(fit, "--detectors", "knn:es"), 2, `--detectors: score "es" is not one of ["distance"] of knn`},
+		{append(fit, "--detectors", "knn", "--alpha", "0.001"), 1, "knn: calibrate: too few calibration records: 1212 for a false-positive rate of 0.001 with confidence 0.95; at least 2995 are needed"},
+	} {
+		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, test.want) {
+			t.Errorf("%v: %s, want %q", test.args, o.stderr, test.want)
+		}
+	}
+	// Labels of which the model knows none.
+	rows := rowsFile(t, filepath.Join(t.TempDir(), "rows.jsonl"), "1", "2")
+	content, err := os.ReadFile(rows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(rows, bytes.ReplaceAll(content, []byte("{"), []byte(`{"label":"zebra",`)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if o := oodmon(t, 1, "eval", "--model", importDigits(t), "--id", rows, "--ood", digits("ood.arrow")); !strings.Contains(o.stderr, `none of the labels of 2 records is a class of model`) {
+		t.Errorf("%s", o.stderr)
 	}
 }
 

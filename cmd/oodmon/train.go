@@ -23,16 +23,19 @@ func newTrainCommand() *cobra.Command {
 	opts := trainer.Options{Recipe: trainer.DefaultRecipe()}
 	cmd := &cobra.Command{
 		Use:   "train --data FILE [--data FILE]... --output MODEL",
-		Short: "Fit a head to labelled embeddings and calibrate it",
-		Long: `train fits a head (IsoMax+, unless --loss says otherwise), and a linear projection
-before it, to labelled embeddings. It fits the temperature of the probabilities and
-the threshold on embeddings that the fit never saw, and writes a model file.
+		Short: "Fit a detector to labelled embeddings and calibrate it",
+		Long: `train fits a head (IsoMax+, unless --detector says otherwise), and a linear
+projection before it, to labelled embeddings. It fits the temperature of the
+probabilities and the threshold on embeddings that the fit never saw, and writes
+a model file. Of detectors that need no training it keeps the statistics; 'oodmon
+eval --detectors all' compares them.
 
 Files are Arrow IPC (.arrow), Parquet (.parquet), NumPy (.npy, labels one a line
 in NAME.labels.txt beside it) or JSON lines (.jsonl), with the columns embedding
 and label. Without --calibration a fifth of the data is kept apart for it, at
-random by the seed; the calibration needs labels for the temperature only. The same data, options and machine give the same file, but
-for the time that it carries.`,
+random by the seed; the calibration needs labels for the temperature only. The
+same data, options and machine give the same file, but for the time that it
+carries.`,
 		Example: `  oodmon train --data train.parquet --calibration val.parquet --output head.safetensors
   oodmon train --data train.parquet --output head.safetensors --projection low-rank     # cheaper to score by
   oodmon train --data train-1.arrow --data train-2.arrow --output head.safetensors --alpha 0.05 --json`,
@@ -74,7 +77,9 @@ for the time that it carries.`,
 			if report.Restarted != "" {
 				fmt.Fprintf(cmd.OutOrStdout(), "the fit could not go on from model %s: %s; it started afresh\n", opts.Start.Version, report.Restarted)
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), report.Temperature)
+			if model.HasLogits(m.Detector) {
+				fmt.Fprintln(cmd.OutOrStdout(), report.Temperature)
+			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "threshold %.4f: the %d. largest of %d calibration scores; false-positive rate at most %g with probability %g\n",
 				report.Threshold, report.Rank, report.Calibration, m.Alpha, 1-m.Delta)
 			return err
@@ -87,7 +92,10 @@ for the time that it carries.`,
 	f.StringVar(&start, "start", "", "model file, or registry, to go on from")
 	addRateFlags(f, &opts.Alpha, &opts.Delta)
 	r := &opts.Recipe
-	f.StringVar(&r.Loss, "loss", r.Loss, "the head and its loss: isomax+, isomax, dismax or softmax")
+	f.StringVar(&r.Detector, "detector", r.Detector, "a head: isomax+, isomax, dismax or softmax; or what needs no training: class-means, knn, mahalanobis or relative-mahalanobis")
+	f.StringVar(&r.Score, "score", r.Score, "of a head: mds, mps, es, mmls, mmles, max-logit or energy (default: mds for isomax+, es for isomax, mmles for dismax, mps for softmax)")
+	f.IntVar(&r.Neighbours, "neighbours", r.Neighbours, "of knn: the distance to this nearest record is the score")
+	f.IntVar(&r.Bank, "bank", r.Bank, "of knn: of more records than this, a random sample is kept")
 	f.StringVar((*string)(&r.Projection), "projection", string(r.Projection), "learned, before the prototypes: full, low-rank or none")
 	f.IntVar(&r.Rank, "rank", r.Rank, "of a low-rank projection")
 	f.StringVar((*string)(&r.Initial), "initial", string(r.Initial), "where prototypes start: at the class means, or random")
@@ -95,7 +103,7 @@ for the time that it carries.`,
 	f.StringVar((*string)(&r.Schedule), "schedule", string(r.Schedule), "of the learning rate: cosine, or step (a tenth after 1/2, 2/3 and 5/6)")
 	f.IntVar(&r.Epochs, "epochs", r.Epochs, "passes over the data")
 	f.IntVar(&r.BatchSize, "batch-size", r.BatchSize, "records a step")
-	f.Float64Var(&r.LearningRate, "learning-rate", r.LearningRate, "at the start of the schedule; 0: what did best for the loss, projection and optimizer")
+	f.Float64Var(&r.LearningRate, "learning-rate", r.LearningRate, "at the start of the schedule; 0: what did best for the detector, projection and optimizer")
 	f.Float64Var(&r.WeightDecay, "weight-decay", r.WeightDecay, "of a projection towards the identity")
 	f.Float64Var(&r.EntropicScale, "entropic-scale", r.EntropicScale, "of the loss, but softmax; inference leaves it out")
 	f.BoolVar(&r.ClassWeights, "class-weights", r.ClassWeights, "let every class count as much as any other")
