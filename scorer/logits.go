@@ -24,7 +24,11 @@ func newLogitHead(m *model.Model) (*logitHead, error) {
 	if !ok {
 		return nil, fmt.Errorf("score %q is unknown", m.Score)
 	}
-	return &logitHead{newTransform(m), l, l.kind.unit(), of}, nil
+	t, err := newTransform(m)
+	if err != nil {
+		return nil, err
+	}
+	return &logitHead{t, l, l.kind.unit(), of}, nil
 }
 
 // scoresOfLogits are the scores, larger being more out of distribution.
@@ -69,7 +73,11 @@ func Logits(m *model.Model, x []float32) ([]float64, error) {
 	if err != nil {
 		return nil, fmt.Errorf("logits: %w", err)
 	}
-	t, n, d := newTransform(m), len(x)/m.Dim(), m.Dim()
+	t, err := newTransform(m)
+	if err != nil {
+		return nil, fmt.Errorf("logits: %w", err)
+	}
+	n, d := len(x)/m.Dim(), m.Dim()
 	out := make([]float64, n*l.c)
 	var w Workspace
 	for i := range n {

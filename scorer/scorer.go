@@ -64,13 +64,13 @@ func (s *Scores) resize(n int) {
 
 // A Workspace is the scratch of one caller. Its zero value is ready.
 type Workspace struct {
-	kernel               kernel.Workspace
-	unit, low, projected []float32
-	norms, logits        []float64
-	stats                []logitStats
-	cosines, top         []float32
-	near                 []neighbour
-	votes                []int32
+	kernel          kernel.Workspace
+	unit, projected []float32
+	logits          []float64
+	stats           []logitStats
+	cosines, top    []float32
+	near            []neighbour
+	votes           []int32
 }
 
 // Score fills out with the answers for every row of rec. It allocates nothing
