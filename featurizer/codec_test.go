@@ -13,6 +13,7 @@ import (
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
+	half "github.com/apache/arrow/go/v15/arrow/float16"
 	"github.com/apache/arrow/go/v15/arrow/ipc"
 	"github.com/apache/arrow/go/v15/arrow/memory"
 )
@@ -111,6 +112,52 @@ func listOf[T float32 | float64](item arrow.DataType) (*arrow.Schema, func([][]f
 					b.Field(1).(*array.Int64Builder).Append(int64(i))
 				}
 			}
+		}
+	}
+}
+
+// A list of float16 is widened, exactly: all that there are, but a NaN's payload.
+func TestArrowHalfFloat(t *testing.T) {
+	schema := arrow.NewSchema([]arrow.Field{{Name: ColEmbedding, Type: arrow.FixedSizeListOf(1<<10, arrow.FixedWidthTypes.Float16)}}, nil)
+	value := stream(t, schema, nil, func(b *array.RecordBuilder) {
+		list := b.Field(0).(*array.FixedSizeListBuilder)
+		for i := range 1 << 16 {
+			if i%(1<<10) == 0 {
+				list.Append(true)
+			}
+			list.ValueBuilder().(*array.Float16Builder).Append(half.FromBits(uint16(i)))
+		}
+	})
+	b := newTestBuilder(t, 1<<10)
+	b.Append(Message{Value: value})
+	rec, rejects := b.Take()
+	if len(rejects) > 0 {
+		t.Fatal(rejects[0].Err)
+	}
+	defer rec.Release()
+	x, _, err := Embeddings(rec)
+	if err != nil || len(x) != 1<<16 {
+		t.Fatalf("%d values, %v", len(x), err)
+	}
+	for i, got := range x {
+		exponent, fraction := i>>10&31, float64(i&1023)
+		want := math.Ldexp(1+fraction/1024, exponent-15)
+		switch {
+		case exponent == 0:
+			want = math.Ldexp(fraction, -24)
+		case exponent == 31 && fraction == 0:
+			want = math.Inf(1)
+		case exponent == 31:
+			want = math.NaN()
+		}
+		if i>>15 == 1 {
+			want = math.Copysign(want, -1)
+		}
+		if math.IsNaN(want) && math.IsNaN(float64(got)) {
+			continue
+		}
+		if float64(got) != want || math.Signbit(float64(got)) != math.Signbit(want) {
+			t.Fatalf("%#04x is %g, want %g", i, got, want)
 		}
 	}
 }

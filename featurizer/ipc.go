@@ -11,6 +11,7 @@ import (
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
+	half "github.com/apache/arrow/go/v15/arrow/float16"
 	"github.com/apache/arrow/go/v15/arrow/ipc"
 	"github.com/apache/arrow/go/v15/arrow/memory"
 )
@@ -262,6 +263,7 @@ type source struct {
 	values    func(i int) (start, end int64)
 	float32s  []float32
 	float64s  []float64
+	float16s  []half.Num
 	nulls     arrow.Array // the embedding column, for its nulls
 	child     arrow.Array
 	texts     [3]arrow.Array // id, label and segment; nil where absent
@@ -305,6 +307,8 @@ func newSource(rec arrow.Record) (*source, error) {
 		s.float32s = child.Float32Values()
 	case *array.Float64:
 		s.float64s = child.Float64Values()
+	case *array.Float16:
+		s.float16s = child.Values()
 	default:
 		return nil, reject(BadArrow, "column %s has type %s, expected a list of float32", ColEmbedding, s.nulls.DataType())
 	}
@@ -366,6 +370,12 @@ func (s *source) embedding(i int) ([]float32, error) {
 		return s.float32s[start:end], nil
 	}
 	s.buffer = s.buffer[:0]
+	if s.float16s != nil {
+		for _, v := range s.float16s[start:end] {
+			s.buffer = append(s.buffer, float16(v.Uint16()))
+		}
+		return s.buffer, nil
+	}
 	for j, v := range s.float64s[start:end] {
 		if math.Abs(v) > math.MaxFloat32 && !math.IsInf(v, 0) {
 			return nil, reject(BadArrow, "column %s: value %d is %g, expected a number within float32", ColEmbedding, j, v)

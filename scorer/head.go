@@ -25,7 +25,11 @@ func newHead(m *model.Model) (*head, error) {
 	if m.Detector == model.IsoMaxPlus {
 		scale = math.Abs(float64(m.DistanceScale))
 	}
-	return &head{newTransform(m), prototypes, float32(scale / m.Temperature)}, nil
+	t, err := newTransform(m)
+	if err != nil {
+		return nil, err
+	}
+	return &head{t, prototypes, float32(scale / m.Temperature)}, nil
 }
 
 // score needs no direction of a row that is transformed: what the transform
@@ -45,59 +49,45 @@ func (h *head) score(w *Workspace, x, score []float32, class []int32) {
 	}
 }
 
-// A transform is what comes before a head: matrix [dim, k], or u [dim, rank] and
-// v [rank, dim], or nothing.
+// A transform is what comes before a head, or nothing.
 type transform struct {
-	dim, k, rank int
-	matrix, u, v []float32
+	dim, k     int
+	projection *kernel.Projection
 }
 
-func newTransform(m *model.Model) transform {
+func newTransform(m *model.Model) (transform, error) {
 	values := func(t *tensor.Dense) []float32 { return t.Data().([]float32) }
-	h := transform{dim: m.Dim(), k: m.PrototypeDim()}
-	if t := m.Transform; t != nil && t.Matrix != nil {
-		h.matrix = values(t.Matrix)
-	} else if t != nil {
-		h.u, h.v, h.rank = values(t.U), values(t.V), t.U.Shape()[1]
+	t := transform{dim: m.Dim(), k: m.PrototypeDim()}
+	var err error
+	if by := m.Transform; by != nil && by.Matrix != nil {
+		t.projection, err = kernel.PackMatrix(values(by.Matrix), t.dim, t.k)
+	} else if by != nil {
+		t.projection, err = kernel.PackLowRank(values(by.U), values(by.V), t.dim, by.U.Shape()[1])
 	}
-	return h
+	return t, err
 }
 
-func (t *transform) none() bool { return t.matrix == nil && t.u == nil }
+func (t *transform) none() bool { return t.projection == nil }
 
-// Products of at most 64 rows and 192 columns are those that gonum computes
-// without goroutines of its own.
-const (
-	blockRows    = 64
-	blockColumns = 192
-)
+// blockRows is how many rows go through a transform, and then a head, at a time.
+const blockRows = kernel.ProjectionRows
 
 // apply returns the transform of the rows of x; with direction, of their
-// directions. It is valid until the next use of w. Rows are divided by their
-// norms first, which keeps large ones finite.
+// directions. It is valid until the next use of w.
 func (t *transform) apply(w *Workspace, x []float32, rows int, direction bool) []float32 {
 	if t.none() {
 		return x
 	}
-	k := t.k
-	w.unit, w.low, w.projected = resize(w.unit, rows*t.dim), resize(w.low, rows*t.rank), resize(w.projected, rows*k)
-	w.norms = resize(w.norms, rows)
-	for r := range rows {
-		w.norms[r] = toUnit(w.unit[r*t.dim:][:t.dim], x[r*t.dim:][:t.dim])
-	}
-	if t.matrix != nil {
-		multiply(w.projected, w.unit, t.matrix, rows, t.dim, k, 0)
-	} else {
-		copy(w.projected, w.unit)
-		multiply(w.low, w.unit, t.u, rows, t.dim, t.rank, 0)
-		multiply(w.projected, w.low, t.v, rows, t.rank, k, 1)
-	}
+	images := t.projection.Apply(&w.kernel, x, rows)
 	if !direction {
-		for i := range w.projected {
-			w.projected[i] = float32(float64(w.projected[i]) * w.norms[i/k])
+		for r := range rows {
+			length := norm(x[r*t.dim:][:t.dim])
+			for i, v := range images[r*t.k:][:t.k] {
+				images[r*t.k+i] = float32(float64(v) * length)
+			}
 		}
 	}
-	return w.projected
+	return images
 }
 
 func resize[T any](s []T, n int) []T {
@@ -107,14 +97,9 @@ func resize[T any](s []T, n int) []T {
 	return s[:n]
 }
 
-// toUnit sets unit to x/‖x‖, or to NaN where x has no direction. It returns the
-// norm.
-func toUnit(unit, x []float32) float64 {
-	var sum float64
-	for _, v := range x {
-		sum += float64(v) * float64(v)
-	}
-	norm := math.Sqrt(sum)
+// toUnit sets unit to x/‖x‖, or to NaN where x has no direction.
+func toUnit(unit, x []float32) {
+	norm := norm(x)
 	inv := 1 / norm
 	if !(norm >= kernel.MinNorm) || math.IsInf(norm, 0) {
 		inv = math.NaN()
@@ -122,8 +107,10 @@ func toUnit(unit, x []float32) float64 {
 	for j, v := range x {
 		unit[j] = float32(float64(v) * inv)
 	}
-	return norm
 }
+
+// blockColumns is how many columns multiply takes at a time.
+const blockColumns = 192
 
 // multiply computes c = a·b + beta·c, where a is [m, k], b [k, n] and c [m, n].
 func multiply(c, a, b []float32, m, k, n int, beta float32) {

@@ -27,7 +27,11 @@ func newLogitHead(m *model.Model) (*logitHead, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &logitHead{newTransform(m), logits, l.direction(), of}, nil
+	t, err := newTransform(m)
+	if err != nil {
+		return nil, err
+	}
+	return &logitHead{t, logits, l.direction(), of}, nil
 }
 
 // A layer is what makes the logits of a head.
@@ -93,13 +97,17 @@ func Logits(m *model.Model, x []float32) ([]float64, error) {
 	if len(x)%m.Dim() != 0 {
 		return nil, fmt.Errorf("logits: %d values are not rows of dimension %d", len(x), m.Dim())
 	}
-	l, t, d, c, k := layerOf(m), newTransform(m), m.Dim(), m.NumClasses(), m.PrototypeDim()
+	l, d, c, k := layerOf(m), m.Dim(), m.NumClasses(), m.PrototypeDim()
 	inverse := make([]float64, c) // of the norms of the weights
 	for i := range inverse {
 		inverse[i] = 1
 		if l.direction() {
 			inverse[i] = 1 / norm(l.weights[i*k:(i+1)*k])
 		}
+	}
+	t, err := newTransform(m)
+	if err != nil {
+		return nil, fmt.Errorf("logits: %w", err)
 	}
 	out := make([]float64, len(x)/d*c)
 	var w Workspace
@@ -143,8 +151,12 @@ func Logits(m *model.Model, x []float32) ([]float64, error) {
 // Project returns what m compares with its prototypes, means or weights for each
 // row of x, [n, D]: [n, K], behind the transform; and whether they are directions,
 // where only those count. Rows without a direction have NaN. It is for maps.
-func Project(m *model.Model, x []float32) (y []float32, direction bool) {
-	t, d := newTransform(m), m.Dim()
+func Project(m *model.Model, x []float32) (y []float32, direction bool, err error) {
+	t, err := newTransform(m)
+	if err != nil {
+		return nil, false, fmt.Errorf("project: %w", err)
+	}
+	d := m.Dim()
 	out := make([]float32, 0, len(x)/d*t.k)
 	direction = m.Detector != model.Softmax && m.Detector != model.IsoMax
 	unit := make([]float32, t.k)
@@ -157,7 +169,7 @@ func Project(m *model.Model, x []float32) (y []float32, direction bool) {
 		}
 		out = append(out, y...)
 	}
-	return out, direction
+	return out, direction, nil
 }
 
 func norm(x []float32) float64 {

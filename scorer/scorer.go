@@ -64,11 +64,11 @@ func (s *Scores) resize(n int) {
 
 // A Workspace is the scratch of one caller. Its zero value is ready.
 type Workspace struct {
-	kernel               kernel.Workspace
-	unit, low, projected []float32
-	centred              []float32
-	norms                []float64
-	stats                []kernel.LogitStats
+	kernel          kernel.Workspace
+	unit, projected []float32
+	centred         []float32
+	norms           []float64
+	stats           []kernel.LogitStats
 }
 
 // Score fills out with the answers for every row of rec. It allocates nothing

@@ -135,8 +135,8 @@ func Evaluate(ctx context.Context, m *model.Model, inside, outside Source) (*Eva
 	for _, at := range inSample.rows {
 		d.InsideSamples = append(d.InsideSamples, Sample{in.labels[at], in.classes[at]})
 	}
-	d.Samples, d.Directions = scorer.Project(m, append(inSample.x, outSample.x...))
-	return e, nil
+	d.Samples, d.Directions, err = scorer.Project(m, append(inSample.x, outSample.x...))
+	return e, err
 }
 
 func firstLabel(labels []string) string {

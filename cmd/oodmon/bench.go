@@ -7,6 +7,6 @@ func newBenchCommand() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure oodmon on this machine",
 	}
-	cmd.AddCommand(newBenchLineCommand())
+	cmd.AddCommand(newBenchLineCommand(), newBenchKernelCommand())
 	return cmd
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/oodmon/oodmon/internal/kernel"
 	"github.com/spf13/cobra"
 )
 
@@ -46,6 +47,14 @@ Exit codes: 0 success, 1 failure, 2 wrong usage or configuration,
 3 refused by the gate (retrain).`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+	}
+	// A kernel that the environment asks for and the CPU lacks ends every command
+	// here, with the reason.
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if _, err := kernel.Active(); err != nil {
+			return withExit(exitUsage, err)
+		}
+		return nil
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return withExit(exitUsage, fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath()))

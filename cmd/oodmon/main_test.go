@@ -116,6 +116,37 @@ func TestWrongUsage(t *testing.T) {
 	}
 }
 
+func TestForcedKernel(t *testing.T) {
+	t.Setenv("OODMON_KERNEL", "sse")
+	got := oodmon(t, exitUsage, "version")
+	if want := "OODMON_KERNEL=sse: no such implementation; there are avx512, avx2, neon and go, and this CPU can run "; !strings.Contains(got.stderr, want) {
+		t.Errorf("%q, want %q", got.stderr, want)
+	}
+	t.Setenv("OODMON_KERNEL", "go")
+	oodmon(t, 0, "version")
+}
+
+func TestBenchKernel(t *testing.T) {
+	got := oodmon(t, 0, "bench", "kernel", "--json", "--shape", "16,3", "--megabytes", "1", "--runs", "1", "--rivals=false")
+	var results []map[string]any
+	if err := json.Unmarshal([]byte(got.stdout), &results); err != nil {
+		t.Fatalf("%v: %s", err, got.stdout)
+	}
+	if len(results) == 0 {
+		t.Fatal("no results")
+	}
+	for _, r := range results {
+		for _, key := range []string{"impl", "d", "c", "threads", "gflops", "vectors_per_second", "share_of_fma_peak", "share_of_read_bandwidth"} {
+			if _, ok := r[key]; !ok {
+				t.Errorf("%v has no %s", r, key)
+			}
+		}
+	}
+	if got := oodmon(t, exitUsage, "bench", "kernel", "--shape", "16"); !strings.Contains(got.stderr, "--shape 16: expected two integers, dimensions,classes") {
+		t.Errorf("%q", got.stderr)
+	}
+}
+
 func TestConfigCheck(t *testing.T) {
 	if o := oodmon(t, 0, "config", "check", filepath.Join("..", "..", "deploy", "oodmon.yml")); !strings.HasSuffix(o.stdout, ": OK\n") {
 		t.Errorf("%q", o.stdout)

@@ -81,7 +81,7 @@ const tinySquare = 0x1p-14
 // A block of rows, with the next, stays in a second-level cache of 1 MB; it need
 // not be large where there are few panels to read for it.
 const (
-	mostBlock     = 384 << 10
+	mostBlock     = 768 << 10
 	blockPerPanel = 24 << 10
 )
 
@@ -130,10 +130,7 @@ func (w *Workspace) grow(n int, p *Prototypes) {
 	}
 	grow(&w.inv, n)
 	grow(&w.state, n*3*p.kernel.lanes)
-	if p.d > partValues {
-		n *= p.kernel.panels[0].width
-	}
-	grow(&w.partial, n)
+	grow(&w.partial, n*p.kernel.panels[0].width)
 	grow(&w.row, p.d)
 	grow(&w.squared, p.c)
 }
@@ -163,17 +160,18 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 			if k0+count == d {
 				part |= partLast
 			}
-			row := 0
+			row, width := 0, panel.kernel.width
 			for _, tile := range panel.kernel.tiles {
-				if tiles := (n - row) / tile.rows; tiles > 0 {
-					partial := &w.partial[0]
-					if d > partValues {
-						partial = &w.partial[row*panel.kernel.width]
-					}
-					ahead := next(offset + (n*k0+row*count)*step/16)
-					tile.f(&x[row*d+k0], tiles, d, count, bias, &panel.w[(1+k0)*panel.kernel.width], partial, part, &w.state[row*3*k.lanes], panel.first, ahead, step)
-					row += tiles * tile.rows
+				tiles := (n - row) / tile.rows
+				if tiles == 0 {
+					continue
 				}
+				ahead, step := next(offset+(n*k0+row*count)*step/16), step
+				if step == 0 { // what comes next is a part of a panel
+					ahead, step = p.after(i, k0+count), 16*width/tiles
+				}
+				tile.f(&x[row*d+k0], tiles, d, count, bias, &panel.w[(1+k0)*width], &w.partial[row*width], part, &w.state[row*3*k.lanes], panel.first, ahead, step)
+				row += tiles * tile.rows
 			}
 		}
 	}
@@ -191,6 +189,14 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 			p.nearestExtreme(w, x[i*d:][:d], &dist[i], &class[i])
 		}
 	}
+}
+
+// after returns the address of line k0 of a panel, or of the next panel.
+func (p *Prototypes) after(panel, k0 int) *float32 {
+	if k0 < p.d {
+		return &p.panels[panel].w[(1+k0)*p.panels[panel].kernel.width]
+	}
+	return &p.panels[(panel+1)%len(p.panels)].w[0]
 }
 
 // regular tells whether inv is the inverse norm of a row whose sum of squares

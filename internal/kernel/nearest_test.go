@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -45,7 +44,7 @@ func checkOne(t *testing.T, impl *Implementation, x, p []float32, n, c, d int) {
 	}
 	const guard = 7
 	xs := make([]float32, n*d+2)
-	copy(xs[1:], x)
+	copy(xs[1:], x[:n*d])
 	dist, class := make([]float32, n+2), make([]int32, n+2)
 	dist[0], dist[n+1], class[0], class[n+1] = guard, guard, guard, guard
 	var w Workspace
@@ -175,22 +174,61 @@ func FuzzNearest(f *testing.F) {
 	})
 }
 
-func BenchmarkNearest(b *testing.B) {
-	r := rand.New(rand.NewPCG(4, 4))
-	for _, s := range []struct{ d, c int }{{64, 10}, {512, 10}, {512, 100}, {768, 1000}} {
-		b.Run(fmt.Sprintf("d=%d/c=%d", s.d, s.c), func(b *testing.B) {
-			const n = 256
-			p, err := Pack(normal(r, s.c*s.d, 1), s.c, s.d)
+// Every implementation gives the same bits, ties and hard rows included.
+func TestNearestBits(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 5))
+	for _, s := range []struct{ n, c, d int }{{200, 10, 64}, {97, 33, 700}, {60, 100, 129}, {31, 1, 5}, {500, 17, 2}} {
+		p := normal(r, s.c*s.d, 1)
+		if s.c > 3 {
+			copy(p[2*s.d:3*s.d], p[:s.d]) // equal
+			for j := range s.d {          // equal to rounding
+				p[3*s.d+j] = p[s.d+j] * 1.0000001
+			}
+		}
+		x := normal(r, s.n*s.d, 1)
+		for i := range s.n {
+			row := x[i*s.d : (i+1)*s.d]
+			if i%3 == 0 { // near a prototype
+				for j := range row {
+					row[j] = p[i%s.c*s.d+j] + float32(math.Pow(10, -float64(i%9)))*row[j]
+				}
+			}
+			scale := float32(math.Pow(2, float64(i%7-3)*30))
+			for j := range row {
+				row[j] *= scale
+			}
+		}
+		x[5*s.d] = float32(math.NaN())
+		var dist []float32
+		var class []int32
+		for _, impl := range Available() {
+			protos, err := impl.Pack(p, s.c, s.d)
 			if err != nil {
-				b.Fatal(err)
+				t.Fatal(err)
 			}
 			var w Workspace
-			x, dist, class := normal(r, n*s.d, 1), make([]float32, n), make([]int32, n)
-			b.ReportAllocs()
-			for b.Loop() {
-				p.Nearest(&w, x, dist, class)
+			got, gotClass := make([]float32, s.n), make([]int32, s.n)
+			protos.Nearest(&w, x, got, gotClass)
+			if dist == nil {
+				dist, class = got, gotClass
 			}
-			b.ReportMetric(float64(b.N)*n/b.Elapsed().Seconds(), "vectors/s")
-		})
+			for i := range got {
+				if math.Float32bits(got[i]) != math.Float32bits(dist[i]) || gotClass[i] != class[i] {
+					t.Fatalf("%v: %v: row %d is %x from class %d, but %x from %d by %v", s, impl, i, got[i], gotClass[i], dist[i], class[i], Available()[0])
+				}
+			}
+		}
+	}
+}
+
+// All tails: every dimension and number of classes from 1 to 130 occurs, with
+// numbers of rows up to 40.
+func TestNearestTails(t *testing.T) {
+	r := rand.New(rand.NewPCG(6, 6))
+	for i := range 130 {
+		for _, other := range []int{1, 31, 32, 33, 64, 100} {
+			check(t, normal(r, 40*(i+1), 1), normal(r, other*(i+1), 1), 1+(i+other)%40, other, i+1)
+			check(t, normal(r, 40*other, 1), normal(r, (i+1)*other, 1), (7*i+other)%41, i+1, other)
+		}
 	}
 }
