@@ -212,9 +212,11 @@ type worker struct {
 
 	running   context.Context // until the consumer ends, or the partition is taken away
 	draining  context.Context // a while longer: for the batch in hand
+	claimed   bool            // where Config.Fence is set: since the last failure
 	handled   int64           // everything before is acknowledged
 	committed int64
 	when      time.Time // of the last commit
+	retry     backoff
 }
 
 // work reads one partition until ctx or the generation g is done. The error is
@@ -249,72 +251,103 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a 
 }
 
 func (w *worker) run(handler Handler) error {
-	var retry backoff
-	for w.position < 0 { // nothing is committed
-		err := w.start()
-		if err == nil {
-			break
-		}
-		if w.failed(opFetch, err); retry.wait(w.running) != nil {
-			return nil
-		}
-	}
-	retry = backoff{}
 	for w.running.Err() == nil {
-		err := w.fetch(w.running, func(b *Batch, next int64) error {
-			w.waiting(w.progress, w.position, w.end)
-			w.lag.Set(float64(max(0, w.end-w.position)))
-			if len(b.Messages) > 0 {
-				if err := w.handle(handler, b); err != nil {
-					return err
-				}
-				w.received(b)
-			}
-			w.handled = next
-			// A commit takes the coordinator a few milliseconds: in a backlog
-			// one stands for several batches.
-			if next >= w.end || time.Since(w.when) >= commitInterval {
-				if err := w.commit(); err != nil {
-					return err
-				}
-			}
-			w.moved(w.progress, next, w.end)
-			w.lag.Set(float64(max(0, w.end-next)))
-			return w.running.Err() // what was fetched beyond is left to the next owner
-		})
+		err := w.step(handler)
 		switch {
+		case errors.Is(err, errOutOfRange):
+			return err
 		case w.running.Err() != nil:
 			return nil
-		case err == nil:
-			retry = backoff{}
-			w.moved(w.progress, w.position, w.end)
-			w.lag.Set(float64(max(0, w.end-w.position)))
-			continue
-		case errors.Is(err, kafka.OffsetOutOfRange):
-			if err = w.reset(); errors.Is(err, errOutOfRange) {
-				return err
+		case err != nil:
+			switch {
+			case is[*handleError](err): // that was logged
+			case w.cfg.Fence != nil && !w.claimed:
+				w.failed(opClaim, err)
+			default:
+				w.failed(opFetch, err)
 			}
-		}
-		if err != nil {
-			w.failed(opFetch, err)
-			_ = retry.wait(w.running) // the loop asks why it ended
+			_ = w.retry.wait(w.running) // the loop asks why it ended
 		}
 	}
 	return nil
 }
 
+// step does the next thing: it claims the partition, finds its start, or reads
+// and handles what a fetch brings.
+func (w *worker) step(handler Handler) error {
+	if w.cfg.Fence != nil && !w.claimed {
+		return w.claim()
+	}
+	if w.position < 0 { // nothing is committed
+		return w.start()
+	}
+	err := w.fetch(w.running, func(b *Batch, next int64) error {
+		w.waiting(w.progress, w.position, w.end)
+		w.lag.Set(float64(max(0, w.end-w.position)))
+		if len(b.Messages) > 0 {
+			if err := w.handle(handler, b, next); err != nil {
+				return err
+			}
+			w.received(b)
+		}
+		w.handled = next
+		// A commit takes the coordinator a few milliseconds: in a backlog
+		// one stands for several batches.
+		if next >= w.end || time.Since(w.when) >= commitInterval {
+			if err := w.commit(); err != nil {
+				return err
+			}
+		}
+		w.moved(w.progress, next, w.end)
+		w.lag.Set(float64(max(0, w.end-next)))
+		return w.running.Err() // what was fetched beyond is left to the next owner
+	})
+	switch {
+	case err == nil:
+		w.retry = backoff{}
+		w.moved(w.progress, w.position, w.end)
+		w.lag.Set(float64(max(0, w.end-w.position)))
+	case errors.Is(err, kafka.OffsetOutOfRange) && !is[*handleError](err):
+		return w.reset()
+	}
+	return err
+}
+
+// A handleError is what a handler returned.
+type handleError struct{ error }
+
+func (e *handleError) Unwrap() error { return e.error }
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
+}
+
 // handle hands a batch over until it is acknowledged, or until the partition is
-// no longer ours and the time to drain is over.
-func (w *worker) handle(handler Handler, b *Batch) error {
+// no longer ours and the time to drain is over. With transactions there is one
+// attempt: what became of it, only the committed offset tells.
+func (w *worker) handle(handler Handler, b *Batch, next int64) error {
+	b.Claim = nil
+	if w.cfg.Fence != nil {
+		b.Claim = &Claim{Group: w.cfg.Group, Generation: int(w.generation.ID), Member: w.generation.MemberID, Offset: next}
+	}
 	var retry backoff
 	for {
 		err := handler.Handle(w.draining, b)
 		if err == nil {
+			if b.Claim != nil {
+				w.handled, w.committed = next, next
+				w.at.Set(float64(next))
+			}
 			return nil
 		}
 		w.failed(opHandle, fmt.Errorf("handle %s[%d] from offset %d: %w", b.Topic, b.Partition, b.Messages[0].Offset, err))
+		if b.Claim != nil {
+			w.claimed = false
+			return &handleError{err}
+		}
 		if retry.wait(w.running) != nil {
-			return err // not committed: it comes again
+			return &handleError{err} // not committed: it comes again
 		}
 	}
 }

@@ -17,6 +17,7 @@ type metrics struct {
 // The operations that can fail, as the label `operation` names them.
 const (
 	opJoin   = "join"
+	opClaim  = "claim"
 	opFetch  = "fetch"
 	opHandle = "handle"
 	opCommit = "commit"
@@ -35,7 +36,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		lastProgress: f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_consumer_last_progress_timestamp_seconds", Help: "When an offset was committed last, or all was read."}),
 		errors:       f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_consumer_errors_total", Help: "Failed attempts, by operation. Each is tried again."}, []string{"operation"}),
 	}
-	for _, op := range []string{opJoin, opFetch, opHandle, opCommit} {
+	for _, op := range []string{opJoin, opClaim, opFetch, opHandle, opCommit} {
 		m.errors.WithLabelValues(op)
 	}
 	return m

@@ -44,12 +44,15 @@ type Batch struct {
 	Messages  []Message
 	// HighWatermark is the offset after the last record that can be read now.
 	HighWatermark int64
+	// Claim is nil, or where Config.Fence is set what the handler has to commit in
+	// the transaction that holds all that the batch led to.
+	Claim *Claim
 }
 
 // A Handler processes the batches of one partition, in order, one at a time.
 // A nil error means that everything which the batch led to is durably
-// acknowledged: the consumer may commit. After an error the same batch comes
-// again. The context ends when the partition has been taken away or the
+// acknowledged: the consumer may commit (or that the handler has committed
+// Batch.Claim). After an error the same records come again. The context ends when the partition has been taken away or the
 // consumer's drain timeout is over; the handler then has to return soon.
 type Handler interface {
 	Handle(ctx context.Context, b *Batch) error
@@ -83,6 +86,11 @@ type Config struct {
 	// DrainTimeout bounds the batch in hand after the context of Run is done or
 	// a partition was taken away. Zero means 15 s.
 	DrainTimeout time.Duration
+	// Fence, where it isn't nil, makes delivery exactly once: the handler commits
+	// Batch.Claim. Fence is called before the first record of a partition is
+	// read and again after a failure. When it has returned nil, no transaction
+	// of an earlier owner is open or can be committed.
+	Fence func(ctx context.Context, partition int) error
 }
 
 func (c *Config) validate() error {

@@ -248,6 +248,27 @@ func (w *wireReader) int16() int16 { return int16(w.number(2)) }
 func (w *wireReader) int32() int32 { return int32(w.number(4)) }
 func (w *wireReader) int64() int64 { return int64(w.number(8)) }
 
+// uvarint reads a number of the compact encodings. None of ours is large.
+func (w *wireReader) uvarint() int64 {
+	v := int64(0)
+	for shift := 0; shift < 35; shift += 7 {
+		b := int64(w.number(1))
+		if v |= b & 0x7f << shift; b < 0x80 {
+			return v
+		}
+	}
+	w.fail(errors.New("it holds a number of more than 35 bits"))
+	return 0
+}
+
+// tags skips tagged fields.
+func (w *wireReader) tags() {
+	for n := w.uvarint(); n > 0 && w.err == nil; n-- {
+		w.uvarint()
+		w.skip(w.uvarint())
+	}
+}
+
 func (w *wireReader) skip(n int64) {
 	if w.err != nil || n <= 0 {
 		return

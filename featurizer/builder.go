@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/oodmon/oodmon/internal/arrowcol"
 )
 
 // The codecs, as configuration names them.
@@ -264,7 +265,7 @@ func (b *Builder) decodeRaw(m *Message) error {
 	c := &b.columns
 	n := len(c.embedding)
 	c.embedding = append(c.embedding, make([]float32, b.cfg.Dim)...)
-	copy(bytesOf(c.embedding[n:]), m.Value)
+	copy(arrowcol.Bytes(c.embedding[n:]), m.Value)
 	b.close(m, optional{}, optional{}, optional{}, m.Time.UnixMicro(), 0)
 	return nil
 }

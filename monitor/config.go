@@ -9,7 +9,11 @@ import (
 	"regexp"
 	"time"
 
+<<<<<<< HEAD
 	"github.com/oodmon/oodmon/drift"
+=======
+	"github.com/oodmon/oodmon/alerts"
+>>>>>>> main
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/trainer"
 	"go.yaml.in/yaml/v3"
@@ -29,6 +33,7 @@ type Config struct {
 	Web        WebConfig             `yaml:"web"`
 	Shutdown   ShutdownConfig        `yaml:"shutdown"`
 	Retrain    trainer.RetrainConfig `yaml:"retrain"`
+	Alerts     alerts.Config         `yaml:"alerts"`
 }
 
 // An InputConfig says which records are read and how their bytes are understood.
@@ -70,7 +75,15 @@ type OutputConfig struct {
 	// When is all or ood.
 	When             string `yaml:"when"`
 	IncludeEmbedding bool   `yaml:"include_embedding"`
+	// Delivery is at-least-once or exactly-once: then what a batch leads to and
+	// its offset are one Kafka transaction.
+	Delivery string `yaml:"delivery"`
 }
+
+const (
+	atLeastOnce = "at-least-once"
+	exactlyOnce = "exactly-once"
+)
 
 // A DeadLetterConfig names the topic of the records that could not be scored.
 type DeadLetterConfig struct {
@@ -115,12 +128,13 @@ func DefaultConfig() *Config {
 			SessionTimeout:  30 * time.Second,
 			StallTimeout:    2 * time.Minute,
 		},
-		Output:   OutputConfig{Format: "json", When: "all"},
+		Output:   OutputConfig{Format: "json", When: "all", Delivery: atLeastOnce},
 		Model:    ModelConfig{PollInterval: 30 * time.Second},
 		Drift:    drift.DefaultConfig(),
 		Web:      WebConfig{ListenAddresses: []string{":9095"}},
 		Shutdown: ShutdownConfig{DrainTimeout: 15 * time.Second},
 		Retrain:  trainer.DefaultRetrainConfig(),
+		Alerts:   alerts.DefaultConfig(),
 	}
 }
 
@@ -206,6 +220,7 @@ func (c *Config) Validate() error {
 	require(c.Output.Topic != "", "output.topic: must not be empty")
 	oneOf("output.format", c.Output.Format, "json", "arrow")
 	oneOf("output.when", c.Output.When, "all", "ood")
+	oneOf("output.delivery", c.Output.Delivery, atLeastOnce, exactlyOnce)
 	require(c.DeadLetter.Topic != "", "dead_letter.topic: must not be empty; records that cannot be scored are kept there")
 	for _, t := range []struct{ key, topic string }{{"output.topic", c.Output.Topic}, {"dead_letter.topic", c.DeadLetter.Topic}} {
 		require(t.topic == "" || t.topic != in.Topic, "%s: %q is the input topic; oodmon would read what it writes", t.key, t.topic)
@@ -223,5 +238,13 @@ func (c *Config) Validate() error {
 	if err := c.Retrain.Validate(); err != nil {
 		all = append(all, err)
 	}
+	if err := c.Alerts.Validate(); err != nil {
+		all = append(all, err)
+	}
 	return errors.Join(all...)
+}
+
+// AlertParameters returns what the alerting rules repeat from the configuration.
+func (c *Config) AlertParameters() alerts.Parameters {
+	return alerts.Parameters{Config: c.Alerts, FalsePositiveRate: c.Retrain.FalsePositiveRate, StallTimeout: c.Input.StallTimeout}
 }

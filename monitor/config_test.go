@@ -68,6 +68,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{strings.Replace(smallest, "topic: in}", "topic: in, batch: {max_records: many}}", 1), "line 3: cannot unmarshal !!str `many` into int"},
 		{strings.Replace(smallest, "topic: in}", "topic: in, batch: {max_records: 0}}", 1), "input.batch.max_records: 0 must be positive"},
 		{strings.Replace(smallest, "topic: in}", "topic: in, start: begin}", 1), `input.start: "begin" is not one of ["earliest" "latest"]`},
+		{strings.Replace(smallest, "topic: out}", "topic: out, delivery: at-most-once}", 1), `output.delivery: "at-most-once" is not one of ["at-least-once" "exactly-once"]`},
 		{strings.Replace(smallest, "topic: out", "topic: in", 1), `output.topic: "in" is the input topic; oodmon would read what it writes`},
 		{strings.Replace(smallest, "dead_letter: {topic: dead}", "", 1), "dead_letter.topic: must not be empty; records that cannot be scored are kept there"},
 		{strings.Replace(smallest, "/tmp/r", `""`, 1), "model.registry: must not be empty"},

@@ -50,7 +50,8 @@ func (m *Monitor) newWorker(int) consumer.Handler {
 
 // Handle takes one batch of a partition down the whole line, and returns nil
 // only when every record of it is in the scores topic, held back by
-// output.when, or in the dead-letter topic: then the consumer may commit.
+// output.when, or in the dead-letter topic: then the consumer may commit. With
+// exactly-once delivery all that is one transaction, with the commit.
 func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	m := w.m
 	now := m.live.Load() // one model for the whole batch
@@ -94,6 +95,17 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 			return fmt.Errorf("dead-letter %d records of %s[%d] from offset %d: %w", len(rejects), b.Topic, b.Partition, first, err)
 		}
 		start = m.metrics.stage(stageDeadLetter, start)
+<<<<<<< HEAD
+=======
+	}
+	if c := b.Claim; c != nil { // exactly once
+		if err := m.sink.Commit(ctx, sink.Offset{
+			Topic: b.Topic, Partition: b.Partition, Offset: c.Offset, Group: c.Group, Generation: c.Generation, Member: c.Member,
+		}); err != nil {
+			return err
+		}
+		m.metrics.stage(stageCommit, start)
+>>>>>>> main
 	}
 	if err := w.observeDrift(b, now, rec); err != nil {
 		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
@@ -196,11 +208,22 @@ func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log
 	for i, r := range featurizer.Reasons {
 		reasons[i] = string(r)
 	}
-	return sink.New(sink.Config{Topic: cfg.Output.Topic, DeadLetterTopic: cfg.DeadLetter.Topic, Format: cfg.Output.Format, Reasons: reasons}, conn, reg, log)
+	transactionalID := ""
+	if cfg.Output.Delivery == exactlyOnce {
+		transactionalID = "oodmon." + cfg.Input.Group + "." + cfg.Input.Topic
+	}
+	return sink.New(sink.Config{
+		Topic: cfg.Output.Topic, DeadLetterTopic: cfg.DeadLetter.Topic, Format: cfg.Output.Format, Reasons: reasons, TransactionalID: transactionalID,
+	}, conn, reg, log)
 }
 
-func newConsumer(cfg *Config, conn *kafkaconn.Client, newHandler func(int) consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
+func newConsumer(cfg *Config, conn *kafkaconn.Client, producer *sink.Producer, newHandler func(int) consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
+	var fence func(context.Context, int) error
+	if cfg.Output.Delivery == exactlyOnce {
+		fence = producer.Fence
+	}
 	return consumer.New(consumer.Config{
+		Fence: fence,
 		Topic: cfg.Input.Topic, Group: cfg.Input.Group, Start: cfg.Input.Start, OutOfRange: cfg.Input.OutOfRange,
 		MaxRecords: cfg.Input.Batch.MaxRecords, MaxBytes: cfg.Input.Batch.MaxBytes, MaxWait: cfg.Input.Batch.MaxWait,
 		MaxMessageBytes: cfg.Input.MaxMessageBytes, SessionTimeout: cfg.Input.SessionTimeout, DrainTimeout: cfg.Shutdown.DrainTimeout,

@@ -23,12 +23,14 @@ func (m *message) size() int {
 	return size
 }
 
+const attrTransactional = 0x10
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // appendBatch appends a record batch of version 2 (its layout is shown in the
 // package consumer), uncompressed, with the numbers by which a broker knows a
 // batch that it has already.
-func appendBatch(dst []byte, messages []message, now time.Time, producer int64, epoch int16, sequence int32) []byte {
+func appendBatch(dst []byte, messages []message, now time.Time, producer int64, epoch int16, sequence int32, transactional bool) []byte {
 	be := binary.BigEndian
 	start := len(dst)
 	at := uint64(now.UnixMilli())
@@ -36,7 +38,11 @@ func appendBatch(dst []byte, messages []message, now time.Time, producer int64, 
 	dst = be.AppendUint32(dst, 0) // length
 	dst = be.AppendUint32(dst, 0xffffffff)
 	dst = append(dst, 2, 0, 0, 0, 0) // version, checksum
-	dst = be.AppendUint16(dst, 0)
+	attributes := uint16(0)
+	if transactional {
+		attributes = attrTransactional
+	}
+	dst = be.AppendUint16(dst, attributes)
 	dst = be.AppendUint32(dst, uint32(len(messages)-1))
 	dst = be.AppendUint64(be.AppendUint64(dst, at), at)
 	dst = be.AppendUint64(dst, uint64(producer))

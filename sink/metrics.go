@@ -10,12 +10,20 @@ type metrics struct {
 	deadLetters *prometheus.CounterVec
 	errors      *prometheus.CounterVec
 	duration    prometheus.Histogram
+
+	transactions   *prometheus.CounterVec
+	commitDuration prometheus.Histogram
 }
 
 // The topics, as the label `topic_kind` names them, and the operations.
 const (
 	kindScores     = "scores"
 	kindDeadLetter = "dead_letter"
+
+	kindTransaction = "transaction" // a call to a coordinator
+
+	resultCommitted = "committed"
+	resultFailed    = "failed"
 )
 
 func newMetrics(reg prometheus.Registerer, reasons []string) *metrics {
@@ -28,6 +36,15 @@ func newMetrics(reg prometheus.Registerer, reasons []string) *metrics {
 			Name: "oodmon_produce_duration_seconds", Help: "Time until a produce request was acknowledged.",
 			Buckets: prometheus.ExponentialBuckets(.0005, 3, 10),
 		}),
+		transactions: f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_transactions_total", Help: "Transactions that ended, with output.delivery exactly-once. What failed comes again."}, []string{"result"}),
+		commitDuration: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "oodmon_transaction_commit_duration_seconds", Help: "Time from the last acknowledgement in a transaction to its end.",
+			Buckets: prometheus.ExponentialBuckets(.0005, 3, 10),
+		}),
+	}
+	m.errors.WithLabelValues(kindTransaction)
+	for _, result := range []string{resultCommitted, resultFailed} {
+		m.transactions.WithLabelValues(result)
 	}
 	for _, kind := range []string{kindScores, kindDeadLetter} {
 		m.messages.WithLabelValues(kind)

@@ -30,6 +30,11 @@ type Config struct {
 	// Reasons are those that letters may have. Their counters begin at 0, so
 	// that the first letter is seen as an increase.
 	Reasons []string
+	// TransactionalID, where it isn't empty, makes delivery exactly once: what is
+	// published for an input partition belongs to a transaction, which begins by
+	// itself after Fence, and which Commit ends. The transactional id of an input
+	// partition is this, a dot and its number.
+	TransactionalID string
 }
 
 // A Header is one header of a record.
@@ -67,6 +72,7 @@ type writer struct {
 	id    int64 // -1: none yet
 	epoch int16
 	next  map[target]int32 // sequence numbers
+	tx    transaction
 
 	buf      []byte   // keys and values
 	ends     [][2]int // of each message, where its key and its value end in buf
@@ -189,6 +195,10 @@ func (p *Producer) DeadLetter(ctx context.Context, partition int, letters []Lett
 		return err
 	}
 	for _, l := range letters {
+		if p.cfg.TransactionalID != "" {
+			w.tx.letters = append(w.tx.letters, l.Reason) // counted when they are committed
+			continue
+		}
 		p.metrics.deadLetters.WithLabelValues(l.Reason).Inc()
 	}
 	return nil
@@ -242,7 +252,7 @@ func (w *writer) publish(ctx context.Context, kind, topic string, messages []mes
 // send makes one request, again and again until it is acknowledged or ctx is
 // done. Only what no attempt can mend is an error before.
 func (w *writer) send(ctx context.Context, kind, topic string, messages []message) error {
-	pause := firstPause
+	pause, begun := firstPause, time.Now()
 	for {
 		to, err := w.target(ctx, topic)
 		if err == nil {
@@ -255,6 +265,10 @@ func (w *writer) send(ctx context.Context, kind, topic string, messages []messag
 		err = fmt.Errorf("produce %d messages to %s[%d]: %w", len(messages), topic, to.partition, err)
 		w.metrics.errors.WithLabelValues(kind).Inc()
 		if permanent(err) {
+			return err
+		}
+		if w.transactional() && (w.id < 0 || time.Since(begun) > transactionTimeout) {
+			w.id = -1 // the coordinator aborts it now, if it has not
 			return err
 		}
 		if errors.Is(err, kafka.UnknownTopicOrPartition) {
@@ -281,6 +295,7 @@ func (w *writer) send(ctx context.Context, kind, topic string, messages []messag
 func permanent(err error) bool {
 	for _, class := range []kafka.Error{
 		kafka.MessageSizeTooLarge, kafka.RecordListTooLarge, kafka.InvalidTopic, kafka.TopicAuthorizationFailed, kafka.ClusterAuthorizationFailed,
+		kafka.TransactionalIDAuthorizationFailed,
 	} {
 		if errors.Is(err, class) {
 			return true
@@ -294,11 +309,16 @@ func (w *writer) produce(ctx context.Context, to target, messages []message) err
 	if err := w.begin(ctx); err != nil {
 		return err
 	}
+	if w.transactional() {
+		if err := w.include(ctx, to); err != nil {
+			return err
+		}
+	}
 	sequence := w.next[to]
-	w.batch = appendBatch(append(w.batch[:0], 0, 0, 0, 0), messages, time.Now(), w.id, w.epoch, sequence)
+	w.batch = appendBatch(append(w.batch[:0], 0, 0, 0, 0), messages, time.Now(), w.id, w.epoch, sequence, w.transactional())
 	binary.BigEndian.PutUint32(w.batch, uint32(len(w.batch)-4)) // kafka-go wants the length before it
 	answer, err := w.conn.Kafka.RawProduce(ctx, &kafka.RawProduceRequest{
-		Topic: to.topic, Partition: to.partition, RequiredAcks: kafka.RequireAll,
+		Topic: to.topic, Partition: to.partition, RequiredAcks: kafka.RequireAll, TransactionalID: w.transactionalID(),
 		RawRecords: protocol.RawRecordSet{Reader: bytes.NewReader(w.batch)},
 	})
 	if err != nil {
@@ -310,8 +330,9 @@ func (w *writer) produce(ctx context.Context, to target, messages []message) err
 		w.next[to] = int32((int64(sequence) + int64(len(messages))) & math.MaxInt32)
 		return nil
 	case errors.Is(answer.Error, kafka.OutOfOrderSequenceNumber) || errors.Is(answer.Error, kafka.UnknownProducerId) ||
-		errors.Is(answer.Error, kafka.InvalidProducerEpoch) || errors.Is(answer.Error, kafka.InvalidProducerIDMapping):
-		w.id = -1 // the broker has forgotten us, or the topic was made anew
+		errors.Is(answer.Error, kafka.InvalidProducerEpoch) || errors.Is(answer.Error, kafka.InvalidProducerIDMapping) ||
+		errors.Is(answer.Error, kafka.InvalidTransactionState) || errors.Is(answer.Error, kafka.ProducerFenced):
+		w.id = -1 // the broker has forgotten us, or the topic was made anew, or another owns the partition
 	}
 	return answer.Error
 }
@@ -320,6 +341,9 @@ func (w *writer) produce(ctx context.Context, to target, messages []message) err
 func (w *writer) begin(ctx context.Context) error {
 	if w.id >= 0 {
 		return nil
+	}
+	if w.transactional() {
+		return errNotFenced
 	}
 	answer, err := w.conn.Kafka.InitProducerID(ctx, &kafka.InitProducerIDRequest{ProducerID: -1, ProducerEpoch: -1})
 	if err == nil {

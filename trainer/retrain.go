@@ -62,7 +62,7 @@ func (c *RetrainConfig) Validate() error {
 	check(c.Data.Window >= 0, "data.window: %v must not be negative", c.Data.Window)
 	check(c.Gate.MinAccuracy >= 0 && c.Gate.MinAccuracy <= 1, "gate.min_accuracy: %g must be between 0 and 1", c.Gate.MinAccuracy)
 	check(c.Gate.MinRecallRecords > 0, "gate.min_recall_records: %d must be positive", c.Gate.MinRecallRecords)
-	if err := c.Recipe.validate(); err != nil {
+	if err := c.Recipe.Validate(); err != nil {
 		all = append(all, fmt.Errorf("retrain.recipe: %w", err))
 	}
 	return errors.Join(all...)
@@ -156,8 +156,7 @@ func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *mode
 	if err != nil {
 		return nil, nil, err
 	}
-	shares := []float64{1 - cfg.CalibrationShare - cfg.HeldOutShare, cfg.CalibrationShare, cfg.HeldOutShare}
-	data, err := readLabelled(ctx, src, cfg.TempDir, shares, cfg.Recipe.Seed)
+	data, err := cfg.Recipe.read(ctx, src, cfg.TempDir, cfg.CalibrationShare, cfg.HeldOutShare)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read training data: %w", err)
 	}
@@ -168,7 +167,7 @@ func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *mode
 		return nil, nil, err
 	}
 	report.Training = training
-	if report.HeldOut = data.parts[2].rows; report.HeldOut == 0 {
+	if report.HeldOut = data.parts[partHeldOut].rows; report.HeldOut == 0 {
 		return nil, nil, errors.New("no record was held out: more data is needed, or a larger retrain.held_out_share")
 	}
 	if report.Candidate, err = cfg.standing(ctx, m, data); err != nil {
@@ -201,7 +200,7 @@ func (c *RetrainConfig) standing(ctx context.Context, m *model.Model, data *data
 	if err != nil {
 		return nil, err
 	}
-	held, err := score(ctx, m, data.vectors(2))
+	held, err := score(ctx, m, data.vectors(partHeldOut))
 	if err != nil {
 		return nil, err
 	}

@@ -172,9 +172,9 @@ func TestTrainRefuses(t *testing.T) {
 		})
 	}
 	for name, change := range map[string]func(*Recipe){
-		"epochs: 0 must be positive":        func(r *Recipe) { r.Epochs = 0 },
-		"batch_size: -1 must be positive":   func(r *Recipe) { r.BatchSize = -1 },
-		"learning_rate: 0 must be positive": func(r *Recipe) { r.LearningRate = 0 },
+		"epochs: 0 must be positive":             func(r *Recipe) { r.Epochs = 0 },
+		"batch_size: -1 must be positive":        func(r *Recipe) { r.BatchSize = -1 },
+		"learning_rate: -1 must not be negative": func(r *Recipe) { r.LearningRate = -1 },
 	} {
 		opts := options(t, good())
 		change(&opts.Recipe)
@@ -215,7 +215,7 @@ func TestTrainStops(t *testing.T) {
 // More rows than the window holds: each comes once in every pass.
 func TestSpoolBeyondTheWindow(t *testing.T) {
 	const d = 4096 // rows of 16 KiB: the window holds 16 chunks
-	s, err := newSpool(t.TempDir(), d)
+	s, err := newSpool(t.TempDir(), d, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestSpoolBeyondTheWindow(t *testing.T) {
 	x := make([]float32, d)
 	for i := range rows {
 		x[0] = float32(i)
-		if err := s.append(0, x); err != nil {
+		if err := s.append(0, 1, x); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -262,14 +262,14 @@ func TestSpoolBeyondTheWindow(t *testing.T) {
 }
 
 func TestAdamW(t *testing.T) {
-	params := []float32{1, -2}
-	a := newAdamW(params, .1)
+	p := param{value: []float32{1, -2}, grad: []float32{.5, -3}}
+	a := newAdamW([]param{p}, .1)
 	// By hand: after the first step m/c1 = g and v/c2 = g², so each moves by the
 	// rate against its sign, after the decay.
-	a.step([]float32{.5, -3}, .01)
+	a.step(.01)
 	for i, want := range []float64{1*(1-.001) - .01, -2*(1-.001) + .01} {
-		if math.Abs(float64(params[i])-want) > 1e-6 {
-			t.Errorf("parameter %d is %g, want %g", i, params[i], want)
+		if math.Abs(float64(p.value[i])-want) > 1e-6 {
+			t.Errorf("parameter %d is %g, want %g", i, p.value[i], want)
 		}
 	}
 }

@@ -25,7 +25,8 @@ makes topics of its own and deletes them at the end.
 Each figure is the median over the runs. Time counts from the first record scored
 to the last score acknowledged.`,
 		Example: `  oodmon bench line --json
-  oodmon bench line --brokers localhost:9092 --records 1000000 --dim 128 --classes 10`,
+  oodmon bench line --brokers localhost:9092 --records 1000000 --dim 128 --classes 10
+  oodmon bench line --brokers localhost:9092 --delivery exactly-once`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			self, err := os.Executable()
@@ -60,6 +61,7 @@ to the last score acknowledged.`,
 	f.IntVar(&opts.Partitions, "partitions", 4, "partitions of the topics")
 	f.StringVar(&opts.Format, "format", "json", "how scores are published: json or arrow")
 	f.StringVar(&opts.When, "when", "all", "which scores are published: all or ood")
+	f.StringVar(&opts.Delivery, "delivery", "at-least-once", "output.delivery: at-least-once or exactly-once")
 	f.IntVar(&opts.Runs, "runs", 3, "runs; each figure is their median")
 	f.BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return cmd

@@ -45,6 +45,7 @@ type LineOptions struct {
 	Partitions int
 	Format     string // output.format
 	When       string // output.when
+	Delivery   string // output.delivery
 	Runs       int
 	Program    string    // the oodmon to run
 	Progress   io.Writer // a terminal, or io.Discard
@@ -59,6 +60,7 @@ type LineResult struct {
 	Partitions int    `json:"partitions"`
 	Format     string `json:"format"`
 	When       string `json:"when"`
+	Delivery   string `json:"delivery"`
 	Runs       int    `json:"runs"`
 	CPUs       int    `json:"cpus"`
 
@@ -86,7 +88,7 @@ func Line(ctx context.Context, opts LineOptions) (_ *LineResult, err error) {
 	}
 	result := &LineResult{
 		Broker: "embedded (kfake)", Records: opts.Records, Dim: opts.Dim, Classes: opts.Classes, Partitions: opts.Partitions,
-		Format: opts.Format, When: opts.When, Runs: opts.Runs, CPUs: runtime.NumCPU(),
+		Format: opts.Format, When: opts.When, Delivery: opts.Delivery, Runs: opts.Runs, CPUs: runtime.NumCPU(),
 	}
 	if len(opts.Brokers) == 0 {
 		cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
@@ -152,7 +154,7 @@ func Line(ctx context.Context, opts LineOptions) (_ *LineResult, err error) {
 		cfg.Kafka.Brokers = opts.Brokers
 		cfg.Input.Topic, cfg.Input.Group, cfg.Input.Start, cfg.Input.Codec = input, output, "earliest", "raw"
 		cfg.Output.Topic, cfg.Output.Format, cfg.Output.When = output, opts.Format, opts.When
-		cfg.DeadLetter.Topic = dead
+		cfg.Output.Delivery, cfg.DeadLetter.Topic = opts.Delivery, dead
 		cfg.Model.Registry = registry
 		got, err := drain(ctx, opts, cfg, filepath.Join(dir, "oodmon.yml"))
 		if err != nil {

@@ -8,7 +8,11 @@ const rowBlock = 4
 // A Workspace is the scratch of one caller. Its zero value is ready; it grows
 // once, and must not be used by two calls at a time.
 type Workspace struct {
-	unit []float32 // rowBlock normalised rows
+	unit     []float32 // rowBlock normalised rows
+	logits   logitScratch
+	multiply multiplyScratch
+	training trainingScratch
+	bank     bankScratch
 }
 
 // Nearest finds the nearest prototype of each row of x, n×D row-major, where n

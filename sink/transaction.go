@@ -1,0 +1,208 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/oodmon/oodmon/internal/kafkaconn"
+	"github.com/segmentio/kafka-go"
+)
+
+const (
+	// transactionTimeout is when the coordinator aborts a transaction that its
+	// owner has left. A new owner aborts it at once.
+	transactionTimeout = time.Minute
+	// coordinatorPatience bounds the attempts at one call to a coordinator.
+	coordinatorPatience = 15 * time.Second
+	// Its last markers are written after a transaction has ended; the next one
+	// has to wait for them, a millisecond or a few.
+	firstCoordinatorPause, lastCoordinatorPause = 2 * time.Millisecond, 500 * time.Millisecond
+)
+
+// errNotFenced is a write without a producer id: before Fence, or after a
+// failure that only it can mend.
+var errNotFenced = errors.New("the transaction is over: another owner has fenced it, or it has failed, and the records since the last commit come again")
+
+// A transaction is what a writer has put into the open one.
+type transaction struct {
+	targets map[target]bool
+	letters []string // the reasons of the dead letters
+}
+
+// An Offset is what a member of a consumer group commits with a transaction.
+type Offset struct {
+	Topic      string
+	Partition  int
+	Offset     int64
+	Group      string
+	Generation int
+	Member     string
+}
+
+func (w *writer) transactional() bool { return w.cfg.TransactionalID != "" }
+
+// transactionalID returns the id of the writer's transactions, or "".
+func (w *writer) transactionalID() string {
+	if !w.transactional() {
+		return ""
+	}
+	return w.cfg.TransactionalID + "." + strconv.Itoa(w.partition)
+}
+
+// Fence makes this producer the only one that can write to and commit the
+// transactions of an input partition. It aborts one that is open, and waits for
+// one that is being committed; then the group's committed offset is final.
+func (p *Producer) Fence(ctx context.Context, partition int) error {
+	w := p.writer(partition)
+	defer w.mu.Unlock()
+	w.id, w.tx = -1, transaction{}
+	return w.call(ctx, "take over transactional id "+w.transactionalID(), func() error {
+		answer, err := w.conn.Kafka.InitProducerID(ctx, &kafka.InitProducerIDRequest{
+			TransactionalID: w.transactionalID(), TransactionTimeoutMs: int(transactionTimeout.Milliseconds()), ProducerID: -1, ProducerEpoch: -1,
+		})
+		if err == nil {
+			err = answer.Error
+		}
+		switch {
+		case errors.Is(err, kafka.TransactionalIDAuthorizationFailed):
+			return fmt.Errorf("the user may not use it: grant it Write and Describe on transactional ids with the prefix %s: %w", w.cfg.TransactionalID, err)
+		case errors.Is(err, kafka.InvalidTransactionTimeout):
+			return fmt.Errorf("the broker's transaction.max.timeout.ms is below %v: %w", transactionTimeout, err)
+		case err != nil:
+			return err
+		}
+		w.id, w.epoch, w.next = int64(answer.Producer.ProducerID), int16(answer.Producer.ProducerEpoch), make(map[target]int32)
+		return nil
+	})
+}
+
+// Commit adds an offset to the open transaction of its partition, and commits
+// both: a reader of committed records sees all that was published since the
+// last commit, or none. After an error it is not known which; Fence, and then
+// the group's committed offset, tell.
+func (p *Producer) Commit(ctx context.Context, o Offset) error {
+	w := p.writer(o.Partition)
+	defer w.mu.Unlock()
+	start := time.Now()
+	if err := w.commit(ctx, o); err != nil {
+		w.id = -1
+		p.metrics.transactions.WithLabelValues(resultFailed).Inc()
+		return fmt.Errorf("commit %s[%d] at offset %d with its results: %w", o.Topic, o.Partition, o.Offset, err)
+	}
+	p.metrics.transactions.WithLabelValues(resultCommitted).Inc()
+	p.metrics.commitDuration.Observe(time.Since(start).Seconds())
+	for _, reason := range w.tx.letters {
+		p.metrics.deadLetters.WithLabelValues(reason).Inc()
+	}
+	w.tx = transaction{}
+	return nil
+}
+
+func (w *writer) commit(ctx context.Context, o Offset) error {
+	if w.id < 0 {
+		return errNotFenced
+	}
+	id, producer, epoch := w.transactionalID(), int(w.id), int(w.epoch)
+	err := w.call(ctx, "add the offset to the transaction", func() error {
+		answer, err := w.conn.Kafka.AddOffsetsToTxn(ctx, &kafka.AddOffsetsToTxnRequest{
+			TransactionalID: id, ProducerID: producer, ProducerEpoch: epoch, GroupID: o.Group,
+		})
+		if err != nil {
+			return err
+		}
+		return answer.Error
+	})
+	if err != nil {
+		return err
+	}
+	err = w.call(ctx, "commit the offset in the transaction", func() error {
+		answer, err := w.conn.Kafka.TxnOffsetCommit(ctx, &kafka.TxnOffsetCommitRequest{
+			TransactionalID: id, ProducerID: producer, ProducerEpoch: epoch,
+			GroupID: o.Group, GenerationID: o.Generation, MemberID: o.Member,
+			Topics: map[string][]kafka.TxnOffsetCommit{o.Topic: {{Partition: o.Partition, Offset: o.Offset}}},
+		})
+		if err != nil {
+			return err
+		}
+		all := answer.Topics[o.Topic]
+		if len(all) != 1 {
+			return fmt.Errorf("the coordinator answered for %d partitions, expected 1", len(all))
+		}
+		return all[0].Error
+	})
+	if err != nil {
+		return err
+	}
+	return w.call(ctx, "end the transaction", func() error {
+		answer, err := w.conn.Kafka.EndTxn(ctx, &kafka.EndTxnRequest{TransactionalID: id, ProducerID: producer, ProducerEpoch: epoch, Committed: true})
+		if err != nil {
+			return err
+		}
+		return answer.Error
+	})
+}
+
+// include adds an output partition to the transaction, where it isn't in it.
+func (w *writer) include(ctx context.Context, to target) error {
+	if w.tx.targets[to] {
+		return nil
+	}
+	err := w.call(ctx, "add the partition to the transaction", func() error {
+		answer, err := w.conn.Kafka.AddPartitionsToTxn(ctx, &kafka.AddPartitionsToTxnRequest{
+			TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch),
+			Topics: map[string][]kafka.AddPartitionToTxn{to.topic: {{Partition: to.partition}}},
+		})
+		if err != nil {
+			return err
+		}
+		all := answer.Topics[to.topic]
+		if len(all) != 1 {
+			return fmt.Errorf("the coordinator answered for %d partitions, expected 1", len(all))
+		}
+		return all[0].Error
+	})
+	if err != nil {
+		w.id = -1
+		return err
+	}
+	if w.tx.targets == nil {
+		w.tx.targets = make(map[target]bool)
+	}
+	w.tx.targets[to] = true
+	return nil
+}
+
+// call calls a coordinator again and again while the failure is a passing one:
+// every call may be repeated.
+func (w *writer) call(ctx context.Context, what string, fn func() error) error {
+	deadline := time.Now().Add(coordinatorPatience)
+	pause := firstCoordinatorPause
+	for {
+		err := fn()
+		if err == nil {
+			return nil
+		}
+		err = fmt.Errorf("%s: %w", what, err)
+		if !passing(err) || time.Now().After(deadline) {
+			return err
+		}
+		if !errors.Is(err, kafka.ConcurrentTransactions) { // that is the rule, not a failure
+			w.metrics.errors.WithLabelValues(kindTransaction).Inc()
+			w.log.Debug("coordinator not ready; trying again", "partition", w.partition, "error", err)
+		}
+		if kafkaconn.Sleep(ctx, pause) != nil {
+			return errors.Join(err, context.Cause(ctx))
+		}
+		pause = min(lastCoordinatorPause, 2*pause)
+	}
+}
+
+// passing says that the same call may succeed later. What isn't an answer of
+// the broker is a failure of the way there.
+func passing(err error) bool {
+	code, ok := errors.AsType[kafka.Error](err)
+	return !ok || code == kafka.ConcurrentTransactions || code.Temporary()
+}

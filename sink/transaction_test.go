@@ -1,0 +1,271 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/oodmon/oodmon/consumer"
+	"github.com/oodmon/oodmon/internal/kafkatest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// transactional makes another producer of the fixture's topics: as another
+// instance of oodmon would.
+func (f *fixture) transactional() *Producer {
+	f.t.Helper()
+	p, err := New(Config{Topic: f.scores, DeadLetterTopic: f.dead, Format: "json", Reasons: []string{"bad_json"}, TransactionalID: f.scores},
+		f.conn, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&f.log, nil)))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return p
+}
+
+// What is not committed is not seen, what a new owner has fenced can neither be
+// continued nor committed, and a commit of a member that the group does not know
+// is refused.
+func TestFence(t *testing.T) {
+	f := newFixture(t, kafkatest.Start(t), "json", 1)
+	f.CreateTopic("in", 1)
+	old, next := f.transactional(), f.transactional()
+	if err := old.Write(f.ctx, 0, record(t, rows(1, "early")...)); !errors.Is(err, errNotFenced) {
+		t.Errorf("a write before the fence: %v", err)
+	}
+	if err := old.Fence(f.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Write(f.ctx, 0, record(t, rows(3, "old")...)); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(f.ReadAll(f.scores)); n != 0 {
+		t.Errorf("%d results are seen before they are committed", n)
+	}
+	if err := next.Fence(f.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	// A generation of -1 is no member's: of a group that nobody has joined, anybody
+	// may commit the offsets.
+	offset := Offset{Topic: "in", Offset: 3, Group: "group", Generation: -1}
+	if err := old.Write(f.ctx, 0, record(t, rows(1, "zombie")...)); err == nil {
+		t.Error("the fenced producer may write")
+	}
+	if err := old.Commit(f.ctx, offset); err == nil {
+		t.Error("the fenced producer may commit")
+	}
+	if err := next.Write(f.ctx, 0, record(t, rows(2, "next")...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.DeadLetter(f.ctx, 0, []Letter{{Topic: "in", Offset: 2, Row: -1, Reason: "bad_json", Err: errors.New("bad")}}); err != nil {
+		t.Fatal(err)
+	}
+	stranger := offset
+	stranger.Generation, stranger.Member = 7, "stranger"
+	if err := next.Commit(f.ctx, stranger); !errors.Is(err, kafka.UnknownMemberId) && !errors.Is(err, kafka.IllegalGeneration) {
+		t.Errorf("the commit of a stranger: %v", err)
+	}
+	if err := next.Fence(f.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 { // one transaction straight after the other
+		if err := next.Write(f.ctx, 0, record(t, rows(2, fmt.Sprint("final", i, "-"))...)); err != nil {
+			t.Fatal(err)
+		}
+		offset.Offset = int64(4 + i)
+		if err := next.Commit(f.ctx, offset); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var keys []string
+	kafkatest.Eventually(t, time.Minute, func() error { // the markers follow the answer
+		keys = nil
+		for _, r := range f.ReadAll(f.scores) {
+			keys = append(keys, string(r.Key))
+		}
+		if len(keys) < 6 {
+			return fmt.Errorf("results %q", keys)
+		}
+		if at := f.Committed("group", "in"); at[0] != 6 {
+			return fmt.Errorf("committed %v", at)
+		}
+		return nil
+	})
+	if got, want := strings.Join(keys, " "), "final0-0 final0-1 final1-0 final1-1 final2-0 final2-1"; got != want {
+		t.Errorf("results %s, want %s", got, want)
+	}
+	if n := len(f.ReadAll(f.dead)); n != 0 {
+		t.Errorf("%d dead letters of an aborted transaction are seen", n)
+	}
+}
+
+// A transactionalRelay publishes a result for every message, and every seventh
+// message as a dead letter, and commits with them.
+type transactionalRelay struct {
+	t    *testing.T
+	sink *Producer
+	fail func() error // between publishing and the commit
+}
+
+func (r transactionalRelay) Handle(ctx context.Context, b *consumer.Batch) error {
+	var out []testRow
+	var letters []Letter
+	for _, m := range b.Messages {
+		if m.Offset%7 == 3 {
+			letters = append(letters, Letter{Topic: b.Topic, Partition: int32(b.Partition), Offset: m.Offset, Row: -1, Reason: "bad_json", Err: errors.New("bad")})
+			continue
+		}
+		out = append(out, testRow{id: fmt.Sprintf("%d/%d", b.Partition, m.Offset), offset: m.Offset})
+	}
+	if err := r.sink.Write(ctx, b.Partition, record(r.t, out...)); err != nil {
+		return err
+	}
+	if len(letters) > 0 {
+		if err := r.sink.DeadLetter(ctx, b.Partition, letters); err != nil {
+			return err
+		}
+	}
+	if err := r.fail(); err != nil {
+		return err
+	}
+	c := b.Claim
+	return r.sink.Commit(ctx, Offset{Topic: b.Topic, Partition: b.Partition, Offset: c.Offset, Group: c.Group, Generation: c.Generation, Member: c.Member})
+}
+
+// relayExactlyOnce runs members of one group that come and go, and handlers that
+// fail, until every offset has its result, and checks that each has one.
+func relayExactlyOnce(t *testing.T, f *fixture, partitions, each int, disturb func(round int)) {
+	t.Helper()
+	f.CreateTopic("in", partitions)
+	random := rand.New(rand.NewPCG(1, 2))
+	var failures atomic.Int64
+	start := func() (stop func()) {
+		p := f.transactional()
+		relay := transactionalRelay{t, p, func() error {
+			if failures.Add(1)%17 == 5 {
+				return errors.New("injected")
+			}
+			return nil
+		}}
+		c, err := consumer.New(consumer.Config{
+			Topic: "in", Group: f.scores, Start: "earliest", OutOfRange: "fail", MaxRecords: 50, MaxBytes: 1 << 20,
+			MaxWait: 50 * time.Millisecond, MaxMessageBytes: 1 << 20, SessionTimeout: 6 * time.Second, Fence: p.Fence,
+		}, f.conn, func(int) consumer.Handler { return relay }, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&f.log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx) }()
+		return func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	members := []func(){start()}
+	const rounds = 4
+	for round := range rounds {
+		var records []*kgo.Record
+		for i := range partitions * each / rounds {
+			records = append(records, &kgo.Record{Topic: "in", Partition: int32(i % partitions), Value: []byte("v")})
+		}
+		f.Broker.Produce(records...)
+		disturb(round)
+		if len(members) < 2 {
+			members = append(members, start())
+		} else {
+			members[0]()
+			members = members[1:]
+		}
+		time.Sleep(time.Duration(random.IntN(500)) * time.Millisecond)
+	}
+	seen := make(map[string]int)
+	kafkatest.Eventually(t, 3*time.Minute, func() error {
+		clear(seen)
+		for _, r := range f.ReadAll(f.scores) {
+			seen[string(r.Key)]++
+		}
+		for _, r := range f.ReadAll(f.dead) {
+			h := headersOf(r)
+			seen[h["oodmon-partition"]+"/"+h["oodmon-offset"]]++
+		}
+		if len(seen) < partitions*each {
+			return fmt.Errorf("%d of %d offsets have a result", len(seen), partitions*each)
+		}
+		for partition, at := range f.Committed(f.scores, "in") {
+			if at != int64(each) {
+				return fmt.Errorf("partition %d is committed up to %d of %d", partition, at, each)
+			}
+		}
+		return nil
+	})
+	for _, stop := range members {
+		stop()
+	}
+	for at, n := range seen {
+		if n != 1 {
+			t.Errorf("offset %s has %d results", at, n)
+		}
+	}
+	if len(seen) != partitions*each {
+		t.Errorf("results for %d offsets, want %d", len(seen), partitions*each)
+	}
+}
+
+func TestExactlyOnceWhenMembersComeAndGo(t *testing.T) {
+	f := newFixture(t, kafkatest.Start(t), "json", 3)
+	relayExactlyOnce(t, f, 3, 2000, func(int) {})
+}
+
+func TestExactlyOnceWhenTheBrokerIsKilled(t *testing.T) {
+	f := newFixture(t, kafkatest.Start(t), "json", 3)
+	relayExactlyOnce(t, f, 3, 1200, func(round int) {
+		if round == 1 || round == 2 {
+			f.Kill()
+			f.Restart()
+		}
+	})
+}
+
+// Every answer of a coordinator and of the log that may come is followed by all
+// results, and by each once.
+func TestExactlyOnceThroughErrors(t *testing.T) {
+	for name, fault := range map[string]kfake.Fault{
+		"markers pending":          {Keys: []kmsg.Key{kmsg.AddPartitionsToTxn}, Err: kerr.ConcurrentTransactions, Count: 5},
+		"offsets of the fence":     {Keys: []kmsg.Key{kmsg.OffsetFetch}, Err: kerr.UnstableOffsetCommit, Count: 3},
+		"coordinator loading":      {Keys: []kmsg.Key{kmsg.InitProducerID}, Err: kerr.CoordinatorLoadInProgress, Count: 3, TopLevel: true},
+		"coordinator moved":        {Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.NotCoordinator, Count: 3, TopLevel: true},
+		"group coordinator moved":  {Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Err: kerr.NotCoordinator, Count: 3},
+		"no coordinator":           {Keys: []kmsg.Key{kmsg.AddOffsetsToTxn}, Err: kerr.CoordinatorNotAvailable, Count: 3, TopLevel: true},
+		"evicted":                  {Keys: []kmsg.Key{kmsg.TxnOffsetCommit}, Err: kerr.IllegalGeneration, Count: 2},
+		"fenced when adding":       {Keys: []kmsg.Key{kmsg.AddPartitionsToTxn}, Err: kerr.ProducerFenced, Count: 2},
+		"fenced when producing":    {Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.InvalidProducerEpoch, Count: 2},
+		"a state that cannot be":   {Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.InvalidTxnState, Count: 2, TopLevel: true},
+		"a moved leader":           {Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotLeaderForPartition, Count: 3},
+		"an acknowledgement lost":  {Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: 3},
+		"a gap in the sequence":    {Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.OutOfOrderSequenceNumber, Count: 2},
+		"a forgotten producer":     {Keys: []kmsg.Key{kmsg.AddOffsetsToTxn}, Err: kerr.InvalidProducerIDMapping, Count: 2, TopLevel: true},
+		"a coordinator that fails": {Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.UnknownServerError, Count: 2, TopLevel: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, kafkatest.StartFake(t), "json", 1)
+			handle := f.Cluster.Fault(fault)
+			relayExactlyOnce(t, f, 1, 400, func(int) {})
+			if handle.Hits() != fault.Count {
+				t.Errorf("%d faults were met, want %d", handle.Hits(), fault.Count)
+			}
+		})
+	}
+}
