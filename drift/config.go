@@ -25,12 +25,9 @@ type Config struct {
 	// MaxSegments is how many segments have detectors of their own; 0: none.
 	MaxSegments int `yaml:"max_segments"`
 	// StateFile keeps the evidence across restarts; "": it begins at 0 each time.
-	StateFile        string        `yaml:"state_file"`
-	SnapshotInterval time.Duration `yaml:"snapshot_interval"`
-	// OODRateBudget is the share of OOD records that the alert rules tolerate for
-	// as long as it lasts.
-	OODRateBudget float64         `yaml:"ood_rate_budget"`
-	Incidents     IncidentsConfig `yaml:"incidents"`
+	StateFile        string          `yaml:"state_file"`
+	SnapshotInterval time.Duration   `yaml:"snapshot_interval"`
+	Incidents        IncidentsConfig `yaml:"incidents"`
 	// RetrainWebhook is called when retraining is recommended; "": nothing is.
 	RetrainWebhook string `yaml:"retrain_webhook"`
 }
@@ -63,15 +60,11 @@ func DefaultConfig() Config {
 		Tolerance:            Tolerance{Tail: .005, Mean: .02, Class: .02},
 		ReferenceRecords:     10_000,
 		SnapshotInterval:     10 * time.Second,
-		OODRateBudget:        .02,
 		Incidents:            IncidentsConfig{Keep: 100, Samples: 20},
 	}
 }
 
 const (
-	// fastestBurn is the largest multiple of the budget that an alert rule asks
-	// for: a budget of 1/fastestBurn or more could never be exceeded so far.
-	fastestBurn       = 14.4
 	maxBlock          = 4096
 	minReference      = 1000
 	maxReference      = 1_000_000
@@ -79,10 +72,8 @@ const (
 	maxSampledRecords = 1000
 )
 
-// Validate reports every value that cannot work, each with its key. alpha is
-// the false-positive rate that models are calibrated for; one that is none is
-// the caller's to report.
-func (c *Config) Validate(alpha float64) error {
+// Validate reports every value that cannot work, each with its key.
+func (c *Config) Validate() error {
 	var all []error
 	check := func(ok bool, format string, args ...any) {
 		if !ok {
@@ -100,8 +91,6 @@ func (c *Config) Validate(alpha float64) error {
 	check(c.ReferenceRecords >= minReference && c.ReferenceRecords <= maxReference, "reference_records: %d must be between %d and %d", c.ReferenceRecords, minReference, maxReference)
 	check(c.MaxSegments >= 0 && c.MaxSegments <= maxSegments, "max_segments: %d must be between 0 and %d", c.MaxSegments, maxSegments)
 	check(c.SnapshotInterval > 0, "snapshot_interval: %v must be positive", c.SnapshotInterval)
-	check(c.OODRateBudget > alpha || alpha >= 1, "ood_rate_budget: %g must be above the false-positive rate %g that the model is calibrated for, or a healthy stream uses it up", c.OODRateBudget, alpha)
-	check(c.OODRateBudget < 1/fastestBurn, "ood_rate_budget: %g must be below 1/%g = %.3f, or the fastest alert can never fire", c.OODRateBudget, fastestBurn, 1/fastestBurn)
 	check(c.Incidents.Keep > 0, "incidents.keep: %d must be positive", c.Incidents.Keep)
 	check(c.Incidents.Samples >= 0 && c.Incidents.Samples <= maxSampledRecords, "incidents.samples: %d must be between 0 and %d", c.Incidents.Samples, maxSampledRecords)
 	if c.RetrainWebhook != "" {

@@ -208,7 +208,7 @@ func TestGroups(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	good := DefaultConfig()
-	if err := good.Validate(.01); err != nil {
+	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {
@@ -222,15 +222,13 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.ReferenceRecords = 10 }, "drift.reference_records: 10 must be between 1000 and 1000000"},
 		{func(c *Config) { c.MaxSegments = 1001 }, "drift.max_segments: 1001 must be between 0 and 1000"},
 		{func(c *Config) { c.SnapshotInterval = 0 }, "drift.snapshot_interval: 0s must be positive"},
-		{func(c *Config) { c.OODRateBudget = .01 }, "drift.ood_rate_budget: 0.01 must be above the false-positive rate 0.01 that the model is calibrated for, or a healthy stream uses it up"},
-		{func(c *Config) { c.OODRateBudget = .07 }, "drift.ood_rate_budget: 0.07 must be below 1/14.4 = 0.069, or the fastest alert can never fire"},
 		{func(c *Config) { c.Incidents.Keep = 0 }, "drift.incidents.keep: 0 must be positive"},
 		{func(c *Config) { c.Incidents.Samples = 2000 }, "drift.incidents.samples: 2000 must be between 0 and 1000"},
 		{func(c *Config) { c.RetrainWebhook = "ftp://x" }, `drift.retrain_webhook: "ftp://x" is not an http or https address`},
 	} {
 		c := DefaultConfig()
 		test.change(&c)
-		if err := c.Validate(.01); err == nil || err.Error() != test.want {
+		if err := c.Validate(); err == nil || err.Error() != test.want {
 			t.Errorf("got  %v\nwant %s", err, test.want)
 		}
 	}

@@ -9,11 +9,8 @@ import (
 	"regexp"
 	"time"
 
-<<<<<<< HEAD
-	"github.com/oodmon/oodmon/drift"
-=======
 	"github.com/oodmon/oodmon/alerts"
->>>>>>> main
+	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/trainer"
 	"go.yaml.in/yaml/v3"
@@ -227,7 +224,7 @@ func (c *Config) Validate() error {
 	}
 	require(c.Model.Registry != "", "model.registry: must not be empty")
 	require(c.Model.PollInterval > 0, "model.poll_interval: %v must be positive", c.Model.PollInterval)
-	if err := c.Drift.Validate(c.Retrain.FalsePositiveRate); err != nil {
+	if err := c.Drift.Validate(); err != nil {
 		all = append(all, err)
 	}
 	for _, t := range []struct{ key, topic string }{{"input.topic", in.Topic}, {"output.topic", c.Output.Topic}, {"dead_letter.topic", c.DeadLetter.Topic}} {
@@ -238,6 +235,8 @@ func (c *Config) Validate() error {
 	if err := c.Retrain.Validate(); err != nil {
 		all = append(all, err)
 	}
+	require(c.Alerts.OODBudget > c.Retrain.FalsePositiveRate || c.Retrain.FalsePositiveRate >= 1,
+		"alerts.ood_budget: %v must lie above retrain.false_positive_rate, %v: a healthy stream would use it up", c.Alerts.OODBudget, c.Retrain.FalsePositiveRate)
 	if err := c.Alerts.Validate(); err != nil {
 		all = append(all, err)
 	}
