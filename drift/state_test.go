@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"hash/crc32"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // small has a state of a few kilobytes in which every part is present.
@@ -145,18 +148,34 @@ func TestStateRefused(t *testing.T) {
 	f.base.Model = "ffffffffffff"
 	refused("model", "it belongs to another model", good)
 	f.base.Model = "0123456789ab"
+	if err := os.WriteFile(file, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if f.open(); f.watch.stream.records != 130 {
 		t.Errorf("%d records of the good state, want 130", f.watch.stream.records)
 	}
 }
 
-func TestSaveFails(t *testing.T) {
-	f := small(t, filepath.Join(t.TempDir(), "nowhere", "state"))
+func TestStateCannotBeWritten(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "folder")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f := small(t, filepath.Join(dir, "state"))
+	written := f.watch.Status().Snapshot
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	f.now = f.now.Add(time.Minute)
 	if err := f.watch.Save(); err == nil || !strings.Contains(err.Error(), f.cfg.StateFile) {
 		t.Errorf("got %v", err)
 	}
-	if s := f.watch.Status().Snapshot; !s.IsZero() {
-		t.Errorf("a snapshot of %v, but none was written", s)
+	if s := f.watch.Status().Snapshot; s != written {
+		t.Errorf("a snapshot of %v, but none was written since %v", s, written)
+	}
+	_, err := New(f.cfg, "topic", f.base, time.Now, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	if err == nil || !strings.HasPrefix(err.Error(), "drift.state_file: write "+f.cfg.StateFile) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -44,7 +44,8 @@ type Watch struct {
 
 // New returns a Watch without evidence, or with that of the configured state
 // file if it was of the same topic, model and configuration. What is wrong with
-// a state file is logged, and costs its evidence only.
+// the content of a state file is logged, and costs its evidence only; that it
+// cannot be written is an error.
 func New(cfg Config, source string, base Baseline, clock func() time.Time, reg prometheus.Registerer, log *slog.Logger) (*Watch, error) {
 	w := &Watch{
 		cfg: cfg, source: source, clock: clock, log: log,
@@ -60,6 +61,10 @@ func New(cfg Config, source string, base Baseline, clock func() time.Time, reg p
 	w.begin(base)
 	if cfg.StateFile != "" {
 		w.restore()
+		// What cannot be written is better known now than at the first snapshot.
+		if err := w.Save(); err != nil {
+			return nil, fmt.Errorf("drift.state_file: %w", err)
+		}
 	}
 	if err := reg.Register(newMetrics(w)); err != nil {
 		return nil, fmt.Errorf("drift: register metrics: %w", err)

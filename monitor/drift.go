@@ -85,16 +85,6 @@ func (w *worker) observeDrift(b *consumer.Batch) {
 	}
 }
 
-// alarm tells of an alarm that has just begun.
-func (m *Monitor) alarm(a drift.Alarm) {
-	top := ""
-	if len(a.Features) > 0 {
-		top = a.Features[0].Feature
-	}
-	m.log.Warn("drift", "detector", a.Detector, "segment", a.Segment, "evidence_seconds", a.Evidence, "threshold_seconds", a.Threshold,
-		"onset", a.Onset.Time.UTC().Format(time.RFC3339), "partition", a.Onset.Partition, "offset", a.Onset.Offset, "top_feature", top)
-}
-
 // keepDrift writes the state of drift from time to time until ctx is done.
 func (m *Monitor) keepDrift(ctx context.Context) {
 	if m.drift == nil || m.cfg.Drift.StateFile == "" {
