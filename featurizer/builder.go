@@ -96,7 +96,7 @@ type Builder struct {
 	columns columns
 	rejects []Reject
 	json    jsonRecord
-	rows    []jsonRow
+	rows    jsonArray
 	taken   bool
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/oodmon/oodmon/model"
@@ -39,7 +40,11 @@ func (m *Monitor) loadLive(ctx context.Context, dim int) (*live, error) {
 	if dim != 0 && mod.Dim() != dim {
 		return nil, fmt.Errorf("model %s is for embeddings of dimension %d, but this stream has %d; restart to change the dimension", version, mod.Dim(), dim)
 	}
-	s, err := scorer.New(mod)
+	newScorer := scorer.New
+	if m.cfg.Model.PerClass {
+		newScorer = scorer.NewPerClass
+	}
+	s, err := newScorer(mod)
 	if err != nil {
 		return nil, fmt.Errorf("model %s: %w", version, err)
 	}
@@ -100,10 +105,14 @@ func (m *Monitor) poll(ctx context.Context) {
 // observeRetraining exports what the registry's history says of the last
 // retraining.
 func (m *Monitor) observeRetraining(ctx context.Context) {
-	history, _, err := m.models.History(ctx)
+	history, torn, err := m.models.History(ctx)
 	if err != nil {
 		m.log.Warn("retraining history not read", "error", err)
 		return
+	}
+	if !slices.Equal(torn, m.torn) {
+		m.torn = torn // logged once
+		m.log.Warn("lines of the registry's history cannot be read and are left out", "registry", m.cfg.Model.Registry, "lines", torn)
 	}
 	last := model.Event{}
 	for _, event := range history {

@@ -29,10 +29,12 @@ type Monitor struct {
 	models    *model.Registry
 	live      atomic.Pointer[live]
 	reloading sync.Mutex
+	torn      []int // lines of the registry's history, as last seen by poll
 	tally     tally
 	drift     *drift.Watch // nil: it is off
 	incidents chan *Incident
 	conn      *kafkaconn.Client
+	alerting  *alerting // nil where Prometheus evaluates the rules
 	consumer  *consumer.Consumer
 	sink      *sink.Producer
 	listeners []net.Listener
@@ -47,6 +49,9 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	var err error
 	if m.models, err = model.OpenRegistry(cfg.Model.Registry); err != nil {
 		return nil, fmt.Errorf("model.registry: %w", err)
+	}
+	if m.alerting, err = newAlerting(cfg, registry, series, log); err != nil {
+		return nil, err
 	}
 	first, err := m.loadLive(ctx, 0)
 	if err != nil {
@@ -102,8 +107,10 @@ func (m *Monitor) Run(ctx context.Context) error {
 	web := serve(m.listeners, m.cfg.Web, m.handler(), m.log)
 	var polling sync.WaitGroup
 	polling.Go(func() { m.poll(ctx) })
+	polling.Go(func() { m.alerting.run(ctx, instanceOf(m.Addresses()[0])) })
 	polling.Go(func() { m.keepDrift(ctx) })
 	polling.Go(func() { m.publishIncidents(ctx) })
+	polling.Go(func() { m.watch(ctx) })
 	now := m.live.Load().model
 	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,
 		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())
@@ -130,6 +137,7 @@ func (m *Monitor) Status() Status {
 		s.Drift = &d
 	}
 	s.Lag = m.consumer.Lag()
+	s.Alerts = m.alerting.alerts()
 	if err := m.consumer.Healthy(m.cfg.Input.StallTimeout); err != nil {
 		s.Unhealthy = err.Error()
 	}
