@@ -53,6 +53,18 @@ func (s *Scorer) Model() *model.Model { return s.model }
 // each class has its own, the one that would be for all.
 func (s *Scorer) Threshold() float32 { return s.threshold }
 
+// CalibrationRecords returns how many records a p-value is ranked among; where
+// each class has its own, the fewest.
+func (s *Scorer) CalibrationRecords() int {
+	n := len(s.model.Calibration.Scores)
+	if s.perClass != nil {
+		for _, c := range s.perClass.Calibration {
+			n = min(n, len(c.Scores))
+		}
+	}
+	return n
+}
+
 // Scores are the answers for n records. Its slices are reused by the next call
 // that is given it.
 type Scores struct {
