@@ -2,8 +2,6 @@ package trainer
 
 import (
 	"fmt"
-	"math"
-	"math/rand/v2"
 	"slices"
 
 	"github.com/oodmon/oodmon/internal/kernel"
@@ -33,9 +31,8 @@ type head struct {
 	pass pass
 }
 
-// newHead returns a head of zeros, its scale 1, its projection the identity. Of
-// a low-rank one U is random and V zero, so that both have a gradient.
-func newHead(loss string, projection Projection, rank, c, d int, random *rand.Rand) *head {
+// newHead returns a head of zeros, its scale 1, its projection the identity.
+func newHead(loss string, projection Projection, rank, c, d int) *head {
 	h := &head{loss: loss, c: c, d: d, prototypes: newParam(c * d)}
 	if loss == model.Softmax {
 		h.bias = newParam(c)
@@ -50,9 +47,6 @@ func newHead(loss string, projection Projection, rank, c, d int, random *rand.Ra
 	case ProjectionLowRank:
 		h.rank = min(rank, d)
 		h.u, h.v = newParam(d*h.rank), newParam(h.rank*d)
-		for i := range h.u.value {
-			h.u.value[i] = float32(random.NormFloat64() / math.Sqrt(float64(d)))
-		}
 	}
 	return h
 }

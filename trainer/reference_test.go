@@ -89,7 +89,7 @@ func headFrom(loss, prefix string, floats map[string][]float32, shapes map[strin
 		name = "weights"
 	}
 	shape := shapes[prefix+name]
-	h := newHead(loss, ProjectionNone, 0, shape[0], shape[1], nil)
+	h := newHead(loss, ProjectionNone, 0, shape[0], shape[1])
 	copy(h.prototypes.value, floats[prefix+name])
 	copy(h.bias.value, floats[prefix+"bias"])
 	copy(h.scale.value, floats[prefix+"distance_scale"])
@@ -193,7 +193,7 @@ func TestProjectionGradients(t *testing.T) {
 						to[i] = float32(scale * random.NormFloat64())
 					}
 				}
-				h := newHead(loss, projection, 3, c, d, random)
+				h := newHead(loss, projection, 3, c, d)
 				// Their x is not of unit norm, and need not be: the projection comes first.
 				x, y := make([]float32, b*d), make([]int32, b)
 				normal(x, 1)

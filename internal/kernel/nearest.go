@@ -8,12 +8,13 @@ import (
 // A Workspace is the scratch of one caller. Its zero value is ready; it grows
 // once, and must not be used by two calls at a time.
 type Workspace struct {
-	inv, state, row, squared []float32
-	near                     []int32
-	logits                   logitScratch
-	multiply                 multiplyScratch
-	training                 trainingScratch
-	bank                     bankScratch
+	inv, state, partial, row, squared []float32
+	near                              []int32
+	logits                            logitScratch
+	multiply                          multiplyScratch
+	training                          trainingScratch
+	bank                              bankScratch
+	projection                        projectionScratch
 }
 
 // A nearestKernel is what Nearest is made of. Rows are in float32, row-major;
@@ -28,11 +29,11 @@ type nearestKernel struct {
 	panels []panelKernel // the widest first
 	// norms sets inv to 1/‖row‖ and empties the states. It returns how many
 	// rows have a sum of squares outside [leastSum, mostSum].
-	norms func(x *float32, n, d int, inv, state *float32) (bad int)
+	norms func(x *float32, n, d int, inv, state, next *float32) (bad int)
 	// finish sets dist and class from the states, and returns the number of
 	// rows, listed in near, whose runner-up is within tie of the winner or whose
 	// squared distance is under tinySquare.
-	finish func(x *float32, n, d int, inv, state, unit *float32, last int, tie float32, dist *float32, class, near *int32) int
+	finish func(x *float32, n, d int, inv, state, unit *float32, last int, tie float32, dist *float32, class, near *int32, next *float32) int
 	// distances sets out to ‖x·inv − p‖² for c rows p of unit.
 	distances func(x *float32, d int, inv float32, unit *float32, c int, out *float32)
 }
@@ -43,12 +44,29 @@ type panelKernel struct {
 	tiles []tileKernel // the tallest first; the last has one row
 }
 
-// A tileKernel takes the products of tiles times rows rows into their states,
-// and prefetches step bytes from next on for every four values of a tile's rows.
+// A tileKernel takes the products of tiles times rows rows, by count of their d
+// values, with a panel. Long rows go in parts: the products of a part are summed
+// from bias or zero, and kept in partial; those of the last go into the states of
+// the rows, as classes class and up.
+//
+// All kernels prefetch what comes next: norms and finish a line of 64 bytes for
+// each 64 values of a row, the tiles step bytes for every four values of their
+// rows, so that memory works while they do.
 type tileKernel struct {
 	rows int
-	f    func(panel, x *float32, tiles, d int, state *float32, class int, next *float32, step int)
+	f    func(x *float32, tiles, d, count int, bias, panel, partial *float32, part int, state *float32, class int, next *float32, step int)
 }
+
+// Bits of part of a tileKernel.
+const (
+	partFirst = 1 // there is nothing in partial yet
+	partLast  = 2 // the products are whole
+)
+
+// partValues is how many values of a row a part has: a part of a panel, and of
+// a tile of rows, stay in a first-level cache of 32 KB. It also bounds how many
+// roundings there are in a row, and so the gap beyond which an order is certain.
+const partValues = 192
 
 // The bounds of a sum of squares in float32 that is as exact as its summands:
 // none of those that matter underflowed, and none overflowed.
@@ -60,9 +78,12 @@ const (
 // tinySquare is the squared distance under which float32 is not exact enough.
 const tinySquare = 0x1p-14
 
-// blockBytes is how much of x is worked on at a time, with what is worked on
-// next: both stay in a second-level cache of 1 MB.
-const blockBytes = 384 << 10
+// A block of rows, with the next, stays in a second-level cache of 1 MB; it need
+// not be large where there are few panels to read for it.
+const (
+	mostBlock     = 384 << 10
+	blockPerPanel = 24 << 10
+)
 
 // Nearest finds the nearest prototype of each row of x, n×D row-major, where n
 // is len(dist). For row i
@@ -94,7 +115,8 @@ func (p *Prototypes) Nearest(w *Workspace, x []float32, dist []float32, class []
 
 // blockRows returns the number of rows of a block.
 func (p *Prototypes) blockRows() int {
-	return max(blockBytes/(4*p.d+4*3*p.kernel.lanes)/24*24, 24)
+	bytes := min(mostBlock, blockPerPanel*len(p.panels))
+	return max(bytes/(4*p.d)/24*24, 24)
 }
 
 func (w *Workspace) grow(n int, p *Prototypes) {
@@ -103,39 +125,59 @@ func (w *Workspace) grow(n int, p *Prototypes) {
 			*s = make([]float32, n)
 		}
 	}
+	if len(w.near) < n {
+		w.near = make([]int32, n)
+	}
 	grow(&w.inv, n)
 	grow(&w.state, n*3*p.kernel.lanes)
+	if p.d > partValues {
+		n *= p.kernel.panels[0].width
+	}
+	grow(&w.partial, n)
 	grow(&w.row, p.d)
 	grow(&w.squared, p.c)
-	if len(w.near) < n {
-		w.near = slices.Grow(w.near[:0], n)[:n]
-	}
 }
 
 // nearest works on one block of n > 0 rows; what follows it in x is prefetched.
 func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, class []int32) {
 	k, d := p.kernel, p.d
-	bad := k.norms(&x[0], n, d, &w.inv[0], &w.state[0])
+	// What comes next in x is fetched in four shares: by norms, by one or two
+	// panels, by finish.
+	share := min(n*d, len(x)-n*d) / 4
+	next := func(offset int) *float32 { return &x[min(n*d+offset, len(x)-1)] }
+	bad := k.norms(&x[0], n, d, &w.inv[0], &w.state[0], next(0))
 	for i := range p.panels {
 		panel := &p.panels[i]
-		next, step := &x[0], 0
-		if passes := len(p.panels) - i; passes <= 3 && len(x) > n*d {
-			// The last panels bring the next block into the cache, each a share.
-			step = 64
-			next = &x[n*d]
-			if len(p.panels) == 1 {
-				step = 192
-			}
+		offset, step := share, 0
+		switch {
+		case len(p.panels) == 1:
+			step = 128
+		case i < 2:
+			offset, step = (1+i)*share, 64
 		}
-		row := 0
-		for _, tile := range panel.kernel.tiles {
-			if tiles := (n - row) / tile.rows; tiles > 0 {
-				tile.f(&panel.w[0], &x[row*d], tiles, d, &w.state[row*3*k.lanes], panel.first, next, step)
-				row += tiles * tile.rows
+		for k0 := 0; k0 < d; k0 += partValues {
+			count, part, bias := min(partValues, d-k0), 0, &p.zero[0]
+			if k0 == 0 {
+				part, bias = partFirst, &panel.w[0]
+			}
+			if k0+count == d {
+				part |= partLast
+			}
+			row := 0
+			for _, tile := range panel.kernel.tiles {
+				if tiles := (n - row) / tile.rows; tiles > 0 {
+					partial := &w.partial[0]
+					if d > partValues {
+						partial = &w.partial[row*panel.kernel.width]
+					}
+					ahead := next(offset + (n*k0+row*count)*step/16)
+					tile.f(&x[row*d+k0], tiles, d, count, bias, &panel.w[(1+k0)*panel.kernel.width], partial, part, &w.state[row*3*k.lanes], panel.first, ahead, step)
+					row += tiles * tile.rows
+				}
 			}
 		}
 	}
-	near := k.finish(&x[0], n, d, &w.inv[0], &w.state[0], &p.unit[0], p.c-1, p.tie, &dist[0], &class[0], &w.near[0])
+	near := k.finish(&x[0], n, d, &w.inv[0], &w.state[0], &p.unit[0], p.c-1, p.tie, &dist[0], &class[0], &w.near[0], next(3*share))
 	for _, i := range w.near[:near] {
 		if row := x[int(i)*d:][:d]; regular(w.inv[i]) {
 			p.rescan(w, row, w.inv[i], row, &dist[i], &class[i])

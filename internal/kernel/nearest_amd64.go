@@ -8,49 +8,37 @@ package kernel
 // sum of squares outside [leastSum, mostSum], whose inv is not to be used. It empties their states.
 //
 //go:noescape
-func normsAVX512(x *float32, n int, d int, inv *float32, state *float32) (bad int)
+func normsAVX512(x *float32, n int, d int, inv *float32, state *float32, next *float32) (bad int)
 
-// panel12x32AVX512 takes the dot products of tiles > 0 times 12 rows of x with the 32 prototypes of a
-// panel, classes class and up, into the states of the rows. As it goes, it prefetches step
-// bytes from next on for every four values of a tile's rows.
+// panel12x32AVX512 multiplies tiles > 0 times 12 rows by a panel of 32 prototypes: see tileKernel.
 //
 //go:noescape
-func panel12x32AVX512(panel *float32, x *float32, tiles int, d int, state *float32, class int, next *float32, step int)
+func panel12x32AVX512(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
-// panel4x32AVX512 takes the dot products of tiles > 0 times 4 rows of x with the 32 prototypes of a
-// panel, classes class and up, into the states of the rows. As it goes, it prefetches step
-// bytes from next on for every four values of a tile's rows.
+// panel4x32AVX512 multiplies tiles > 0 times 4 rows by a panel of 32 prototypes: see tileKernel.
 //
 //go:noescape
-func panel4x32AVX512(panel *float32, x *float32, tiles int, d int, state *float32, class int, next *float32, step int)
+func panel4x32AVX512(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
-// panel1x32AVX512 takes the dot products of tiles > 0 times 1 rows of x with the 32 prototypes of a
-// panel, classes class and up, into the states of the rows. As it goes, it prefetches step
-// bytes from next on for every four values of a tile's rows.
+// panel1x32AVX512 multiplies tiles > 0 times 1 rows by a panel of 32 prototypes: see tileKernel.
 //
 //go:noescape
-func panel1x32AVX512(panel *float32, x *float32, tiles int, d int, state *float32, class int, next *float32, step int)
+func panel1x32AVX512(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
-// panel12x16AVX512 takes the dot products of tiles > 0 times 12 rows of x with the 16 prototypes of a
-// panel, classes class and up, into the states of the rows. As it goes, it prefetches step
-// bytes from next on for every four values of a tile's rows.
+// panel12x16AVX512 multiplies tiles > 0 times 12 rows by a panel of 16 prototypes: see tileKernel.
 //
 //go:noescape
-func panel12x16AVX512(panel *float32, x *float32, tiles int, d int, state *float32, class int, next *float32, step int)
+func panel12x16AVX512(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
-// panel4x16AVX512 takes the dot products of tiles > 0 times 4 rows of x with the 16 prototypes of a
-// panel, classes class and up, into the states of the rows. As it goes, it prefetches step
-// bytes from next on for every four values of a tile's rows.
+// panel4x16AVX512 multiplies tiles > 0 times 4 rows by a panel of 16 prototypes: see tileKernel.
 //
 //go:noescape
-func panel4x16AVX512(panel *float32, x *float32, tiles int, d int, state *float32, class int, next *float32, step int)
+func panel4x16AVX512(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
-// panel1x16AVX512 takes the dot products of tiles > 0 times 1 rows of x with the 16 prototypes of a
-// panel, classes class and up, into the states of the rows. As it goes, it prefetches step
-// bytes from next on for every four values of a tile's rows.
+// panel1x16AVX512 multiplies tiles > 0 times 1 rows by a panel of 16 prototypes: see tileKernel.
 //
 //go:noescape
-func panel1x16AVX512(panel *float32, x *float32, tiles int, d int, state *float32, class int, next *float32, step int)
+func panel1x16AVX512(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
 // finishAVX512 sets dist and class of n > 0 rows of x from their states, and writes to near the
 // numbers of the rows whose runner-up is nearer than tie, or whose squared distance is under
@@ -58,7 +46,7 @@ func panel1x16AVX512(panel *float32, x *float32, tiles int, d int, state *float3
 // last is the highest class.
 //
 //go:noescape
-func finishAVX512(x *float32, n int, d int, inv *float32, state *float32, unit *float32, last int, tie float32, dist *float32, class *int32, near *int32) (count int)
+func finishAVX512(x *float32, n int, d int, inv *float32, state *float32, unit *float32, last int, tie float32, dist *float32, class *int32, near *int32, next *float32) (count int)
 
 // distancesAVX512 sets out to the squared distances of the row x, times inv, to c > 0 rows of unit.
 //
@@ -69,28 +57,22 @@ func distancesAVX512(x *float32, d int, inv float32, unit *float32, c int, out *
 // sum of squares outside [leastSum, mostSum], whose inv is not to be used. It empties their states.
 //
 //go:noescape
-func normsAVX2(x *float32, n int, d int, inv *float32, state *float32) (bad int)
+func normsAVX2(x *float32, n int, d int, inv *float32, state *float32, next *float32) (bad int)
 
-// panel6x16AVX2 takes the dot products of tiles > 0 times 6 rows of x with the 16 prototypes of a
-// panel, classes class and up, into the states of the rows. As it goes, it prefetches step
-// bytes from next on for every four values of a tile's rows.
+// panel6x16AVX2 multiplies tiles > 0 times 6 rows by a panel of 16 prototypes: see tileKernel.
 //
 //go:noescape
-func panel6x16AVX2(panel *float32, x *float32, tiles int, d int, state *float32, class int, next *float32, step int)
+func panel6x16AVX2(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
-// panel2x16AVX2 takes the dot products of tiles > 0 times 2 rows of x with the 16 prototypes of a
-// panel, classes class and up, into the states of the rows. As it goes, it prefetches step
-// bytes from next on for every four values of a tile's rows.
+// panel2x16AVX2 multiplies tiles > 0 times 2 rows by a panel of 16 prototypes: see tileKernel.
 //
 //go:noescape
-func panel2x16AVX2(panel *float32, x *float32, tiles int, d int, state *float32, class int, next *float32, step int)
+func panel2x16AVX2(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
-// panel1x16AVX2 takes the dot products of tiles > 0 times 1 rows of x with the 16 prototypes of a
-// panel, classes class and up, into the states of the rows. As it goes, it prefetches step
-// bytes from next on for every four values of a tile's rows.
+// panel1x16AVX2 multiplies tiles > 0 times 1 rows by a panel of 16 prototypes: see tileKernel.
 //
 //go:noescape
-func panel1x16AVX2(panel *float32, x *float32, tiles int, d int, state *float32, class int, next *float32, step int)
+func panel1x16AVX2(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
 // finishAVX2 sets dist and class of n > 0 rows of x from their states, and writes to near the
 // numbers of the rows whose runner-up is nearer than tie, or whose squared distance is under
@@ -98,7 +80,7 @@ func panel1x16AVX2(panel *float32, x *float32, tiles int, d int, state *float32,
 // last is the highest class.
 //
 //go:noescape
-func finishAVX2(x *float32, n int, d int, inv *float32, state *float32, unit *float32, last int, tie float32, dist *float32, class *int32, near *int32) (count int)
+func finishAVX2(x *float32, n int, d int, inv *float32, state *float32, unit *float32, last int, tie float32, dist *float32, class *int32, near *int32, next *float32) (count int)
 
 // distancesAVX2 sets out to the squared distances of the row x, times inv, to c > 0 rows of unit.
 //

@@ -13,10 +13,10 @@ var portable = Implementation{
 	name: "go",
 	nearest: &nearestKernel{
 		lanes:     1,
-		panels:    []panelKernel{{1, []tileKernel{{4, panel4}, {1, panel1}}}},
-		norms:     norms,
-		finish:    finish,
-		distances: distances,
+		panels:    []panelKernel{{1, []tileKernel{{4, panel4Go}, {1, panel1Go}}}},
+		norms:     normsGo,
+		finish:    finishGo,
+		distances: rowDistancesGo,
 	},
 	loops: &goLoops,
 }
@@ -70,7 +70,7 @@ func squaredInLanes(x []float32, inv float32, p []float32) float32 {
 	return s.total()
 }
 
-func norms(x *float32, n, d int, inv, state *float32) (bad int) {
+func normsGo(x *float32, n, d int, inv, state, _ *float32) (bad int) {
 	values, invs, states := unsafe.Slice(x, n*d), unsafe.Slice(inv, n), unsafe.Slice(state, 3*n)
 	lowest := float32(math.Inf(-1))
 	for i := range n {
@@ -84,11 +84,11 @@ func norms(x *float32, n, d int, inv, state *float32) (bad int) {
 	return bad
 }
 
-func panel4(panel, x *float32, tiles, d int, state *float32, class int, _ *float32, _ int) {
-	rows, p := unsafe.Slice(x, 4*tiles*d), unsafe.Slice(panel, d+1)[1:]
+func panel4Go(x *float32, tiles, d, count int, _, panel, partial *float32, part int, state *float32, class int, _ *float32, _ int) {
+	p := unsafe.Slice(panel, count)
 	for t := range tiles {
-		x := rows[4*t*d:][:4*d]
-		a, b, c, e := x[:d], x[d:][:d], x[2*d:][:d], x[3*d:][:d]
+		x := unsafe.Slice(x, (4*tiles-1)*d+count)[4*t*d:]
+		a, b, c, e := x[:count], x[d:][:count], x[2*d:][:count], x[3*d:][:count]
 		var s0, s1, s2, s3 float32
 		for j, v := range p {
 			s0 += a[j] * v
@@ -96,35 +96,41 @@ func panel4(panel, x *float32, tiles, d int, state *float32, class int, _ *float
 			s2 += c[j] * v
 			s3 += e[j] * v
 		}
-		states := unsafe.Slice(state, 12*tiles)[12*t:]
-		update(states, s0, class)
-		update(states[3:], s1, class)
-		update(states[6:], s2, class)
-		update(states[9:], s3, class)
+		for r, s := range [4]float32{s0, s1, s2, s3} {
+			update(4*t+r, s, partial, part, state, class)
+		}
 	}
 }
 
-func panel1(panel, x *float32, tiles, d int, state *float32, class int, _ *float32, _ int) {
-	rows, p := unsafe.Slice(x, tiles*d), unsafe.Slice(panel, d+1)[1:]
+func panel1Go(x *float32, tiles, d, count int, _, panel, partial *float32, part int, state *float32, class int, _ *float32, _ int) {
+	p := unsafe.Slice(panel, count)
 	for t := range tiles {
 		var s float32
-		for j, v := range rows[t*d:][:d] {
+		for j, v := range unsafe.Slice(x, (tiles-1)*d+count)[t*d:][:count] {
 			s += v * p[j]
 		}
-		update(unsafe.Slice(state, 3*tiles)[3*t:], s, class)
+		update(t, s, partial, part, state, class)
 	}
 }
 
-// update takes a dot product into a state of one lane.
-func update(state []float32, v float32, class int) {
-	if best := state[0]; v > best {
-		state[0], state[1], state[2] = v, best, math.Float32frombits(uint32(class))
-	} else if v > state[1] {
-		state[1] = v
+// update takes the dot product of a row into its state of one lane.
+func update(row int, v float32, partial *float32, part int, state *float32, class int) {
+	if part&partFirst == 0 {
+		v += unsafe.Slice(partial, row+1)[row]
+	}
+	if part&partLast == 0 {
+		unsafe.Slice(partial, row+1)[row] = v
+		return
+	}
+	s := unsafe.Slice(state, 3*row+3)[3*row:]
+	if best := s[0]; v > best {
+		s[0], s[1], s[2] = v, best, math.Float32frombits(uint32(class))
+	} else if v > s[1] {
+		s[1] = v
 	}
 }
 
-func finish(x *float32, n, d int, inv, state, unit *float32, last int, tie float32, dist *float32, class, near *int32) (count int) {
+func finishGo(x *float32, n, d int, inv, state, unit *float32, last int, tie float32, dist *float32, class, near *int32, _ *float32) (count int) {
 	values, invs, states, units := unsafe.Slice(x, n*d), unsafe.Slice(inv, n), unsafe.Slice(state, 3*n), unsafe.Slice(unit, (last+1)*d)
 	dists, classes, nears := unsafe.Slice(dist, n), unsafe.Slice(class, n), unsafe.Slice(near, n)
 	for i := range n {
@@ -140,7 +146,7 @@ func finish(x *float32, n, d int, inv, state, unit *float32, last int, tie float
 	return count
 }
 
-func distances(x *float32, d int, inv float32, unit *float32, c int, out *float32) {
+func rowDistancesGo(x *float32, d int, inv float32, unit *float32, c int, out *float32) {
 	row, units, outs := unsafe.Slice(x, d), unsafe.Slice(unit, c*d), unsafe.Slice(out, c)
 	for i := range outs {
 		outs[i] = squaredInLanes(row, inv, units[i*d:][:d])

@@ -18,6 +18,7 @@ type Prototypes struct {
 	inv    []float64 // [C], one over the norm of raw
 	kernel *nearestKernel
 	panels []panel
+	zero   []float32 // the bias of all parts of a panel but the first
 	// tie bounds the error of the difference of two cosines, and slack that of
 	// two squared distances: see Pack.
 	tie, slack float32
@@ -48,14 +49,16 @@ func (i *Implementation) Pack(p []float32, c, d int) (*Prototypes, error) {
 	if c < 1 || d < 1 || len(p) != c*d {
 		return nil, fmt.Errorf("prototypes: %d values are not %d rows of %d", len(p), c, d)
 	}
-	// A dot product of d summands is wrong by at most d·u·‖x‖·‖p‖ (Higham,
-	// Accuracy and Stability of Numerical Algorithms, 3.1, and Cauchy-Schwarz),
-	// u = 2^-24; the rounding of p and the biases add less than 3u. So the order
-	// of two products is certain beyond twice that.
+	// A dot product in which every summand takes part in at most r roundings is
+	// wrong by at most r·u·‖x‖·‖p‖, u = 2^-24 (Higham, Accuracy and Stability of
+	// Numerical Algorithms, 3.1, and Cauchy-Schwarz); the rounding of p adds u.
+	// So the order of two products is certain beyond twice that.
 	const u = 0x1p-24
+	roundings := float64(min(d, partValues) + (d+partValues-1)/partValues + 4)
 	ps := &Prototypes{
 		c: c, d: d, unit: make([]float32, c*d), raw: append([]float32(nil), p...), inv: make([]float64, c), kernel: i.nearest,
-		tie: float32(2.01 * u * float64(d+4)),
+		zero: make([]float32, i.nearest.panels[0].width),
+		tie:  float32(2.01 * u * roundings),
 		// Each squared distance, at most 4, adds up d/64 + 6 rounded numbers of
 		// one sign, of which each is wrong by a few u; and so is each direction.
 		slack: float32(2 * 4 * u * (float64(d)/64 + 24)),

@@ -19,10 +19,10 @@ func gapsAVX512(x *float32, d int, inv *float32, p *float32, class *int32, out *
 //go:noescape
 func peaksAVX512(v *float32, n int, stride int, tie *float32, limit *float32, out *float32, rows int)
 
-// rowDistancesAVX512 is distancesGo.
+// rootsAVX512 is rootsGo.
 //
 //go:noescape
-func rowDistancesAVX512(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
+func rootsAVX512(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
 
 // sumsAVX512 is sumsGo.
 //
@@ -44,6 +44,16 @@ func scaleRowsAVX512(v *float32, n int, by *float32, rows int)
 //go:noescape
 func divideRowsAVX512(grad *float32, d *float32, n int, factor float32, out *float32, rows int)
 
+// tangentsAVX512 is tangentsGo.
+//
+//go:noescape
+func tangentsAVX512(grad *float32, x *float32, d int, inv *float32, rows int)
+
+// adamWAVX512 is adamWGo.
+//
+//go:noescape
+func adamWAVX512(value *float32, grad *float32, m *float32, v *float32, n int, rate *float32)
+
 // squaresAVX2 is squaresGo.
 //
 //go:noescape
@@ -59,10 +69,10 @@ func gapsAVX2(x *float32, d int, inv *float32, p *float32, class *int32, out *fl
 //go:noescape
 func peaksAVX2(v *float32, n int, stride int, tie *float32, limit *float32, out *float32, rows int)
 
-// rowDistancesAVX2 is distancesGo.
+// rootsAVX2 is rootsGo.
 //
 //go:noescape
-func rowDistancesAVX2(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
+func rootsAVX2(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
 
 // sumsAVX2 is sumsGo.
 //
@@ -83,3 +93,13 @@ func scaleRowsAVX2(v *float32, n int, by *float32, rows int)
 //
 //go:noescape
 func divideRowsAVX2(grad *float32, d *float32, n int, factor float32, out *float32, rows int)
+
+// tangentsAVX2 is tangentsGo.
+//
+//go:noescape
+func tangentsAVX2(grad *float32, x *float32, d int, inv *float32, rows int)
+
+// adamWAVX2 is adamWGo.
+//
+//go:noescape
+func adamWAVX2(value *float32, grad *float32, m *float32, v *float32, n int, rate *float32)

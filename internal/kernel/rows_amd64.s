@@ -427,9 +427,9 @@ nearDone:
 	VZEROUPPER
 	RET
 
-// func rowDistancesAVX512(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
+// func rootsAVX512(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
 // Requires: AVX, AVX512F, SSE
-TEXT ·rowDistancesAVX512(SB), NOSPLIT, $0-56
+TEXT ·rootsAVX512(SB), NOSPLIT, $0-56
 	MOVQ         v+0(FP), AX
 	MOVQ         stride+16(FP), DX
 	SHLQ         $0x02, DX
@@ -913,6 +913,189 @@ valueDone:
 	VZEROUPPER
 	RET
 
+// func tangentsAVX512(grad *float32, x *float32, d int, inv *float32, rows int)
+// Requires: AVX, AVX512F, AVX512VL
+TEXT ·tangentsAVX512(SB), NOSPLIT, $0-40
+	MOVQ  grad+0(FP), AX
+	MOVQ  x+8(FP), DX
+	MOVQ  d+16(FP), BX
+	SHLQ  $0x02, BX
+	MOVQ  inv+24(FP), SI
+	MOVQ  rows+32(FP), DI
+	MOVQ  d+16(FP), R8
+	MOVQ  R8, R9
+	ANDQ  $+15, R9
+	SUBQ  R9, R8
+	SHLQ  $0x02, R8
+	MOVQ  R9, CX
+	MOVL  $0x00000001, R10
+	SHLL  CL, R10
+	DECL  R10
+	KMOVW R10, K1
+
+row:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	XORQ   CX, CX
+	MOVQ   R8, R10
+	ANDQ   $-256, R10
+	JZ     single
+
+many:
+	VMOVUPS     (AX)(CX*1), Z4
+	VMOVUPS     (DX)(CX*1), Z5
+	VFMADD231PS Z4, Z5, Z0
+	VMOVUPS     64(AX)(CX*1), Z4
+	VMOVUPS     64(DX)(CX*1), Z5
+	VFMADD231PS Z4, Z5, Z1
+	VMOVUPS     128(AX)(CX*1), Z4
+	VMOVUPS     128(DX)(CX*1), Z5
+	VFMADD231PS Z4, Z5, Z2
+	VMOVUPS     192(AX)(CX*1), Z4
+	VMOVUPS     192(DX)(CX*1), Z5
+	VFMADD231PS Z4, Z5, Z3
+	ADDQ        $+256, CX
+	CMPQ        CX, R10
+	JNE         many
+
+single:
+	CMPQ        CX, R8
+	JE          rest
+	VMOVUPS     (AX)(CX*1), Z4
+	VMOVUPS     (DX)(CX*1), Z5
+	VFMADD231PS Z4, Z5, Z0
+	ADDQ        $+64, CX
+	JMP         single
+
+rest:
+	TESTQ       R9, R9
+	JZ          fold
+	VMOVUPS.Z   (AX)(CX*1), K1, Z4
+	VMOVUPS.Z   (DX)(CX*1), K1, Z5
+	VFMADD231PS Z4, Z5, Z1
+
+fold:
+	VBROADCASTSS  (SI), Z4
+	VADDPS        Z1, Z0, Z0
+	VADDPS        Z3, Z2, Z2
+	VADDPS        Z2, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y5
+	VADDPS        Y0, Y5, Y5
+	VEXTRACTF32X4 $0x01, Y5, X6
+	VADDPS        X5, X6, X6
+	VPERMILPS     $0x4e, X6, X5
+	VADDPS        X6, X5, X5
+	VPERMILPS     $0xb1, X5, X6
+	VADDPS        X5, X6, X6
+	VBROADCASTSS  X6, Z5
+	VMULPS        Z4, Z5, Z5
+	VMULPS        Z4, Z5, Z5
+	XORQ          CX, CX
+	CMPQ          CX, R8
+	JE            valueRest
+
+value:
+	VMOVUPS      (AX)(CX*1), Z6
+	VMOVUPS      (DX)(CX*1), Z7
+	VFNMADD231PS Z5, Z7, Z6
+	VMULPS       Z4, Z6, Z6
+	VMOVUPS      Z6, (AX)(CX*1)
+	ADDQ         $+64, CX
+	CMPQ         CX, R8
+	JNE          value
+
+valueRest:
+	TESTQ        R9, R9
+	JZ           valueDone
+	VMOVUPS.Z    (AX)(CX*1), K1, Z6
+	VMOVUPS.Z    (DX)(CX*1), K1, Z7
+	VFNMADD231PS Z5, Z7, Z6
+	VMULPS       Z4, Z6, Z6
+	VMOVUPS      Z6, K1, (AX)(CX*1)
+
+valueDone:
+	ADDQ $+4, SI
+	ADDQ BX, AX
+	ADDQ BX, DX
+	DECQ DI
+	JNZ  row
+	VZEROUPPER
+	RET
+
+// func adamWAVX512(value *float32, grad *float32, m *float32, v *float32, n int, rate *float32)
+// Requires: AVX, AVX512F
+TEXT ·adamWAVX512(SB), NOSPLIT, $0-48
+	MOVQ         value+0(FP), AX
+	MOVQ         grad+8(FP), DX
+	MOVQ         m+16(FP), BX
+	MOVQ         v+24(FP), SI
+	MOVQ         rate+40(FP), DI
+	MOVQ         n+32(FP), R8
+	MOVQ         R8, R9
+	ANDQ         $+15, R9
+	SUBQ         R9, R8
+	SHLQ         $0x02, R8
+	MOVQ         R9, CX
+	MOVL         $0x00000001, R10
+	SHLL         CL, R10
+	DECL         R10
+	KMOVW        R10, K1
+	VBROADCASTSS (DI), Z0
+	VBROADCASTSS 4(DI), Z1
+	VBROADCASTSS 8(DI), Z2
+	VBROADCASTSS 12(DI), Z3
+	VBROADCASTSS 16(DI), Z4
+	XORQ         CX, CX
+	CMPQ         CX, R8
+	JE           valueRest
+
+value:
+	VMOVUPS     (DX)(CX*1), Z5
+	VMOVUPS     (BX)(CX*1), Z6
+	VMOVUPS     (SI)(CX*1), Z7
+	VMOVUPS     (AX)(CX*1), Z8
+	VSUBPS      Z6, Z5, Z9
+	VFMADD231PS Z0, Z9, Z6
+	VMOVUPS     Z6, (BX)(CX*1)
+	VFMSUB213PS Z7, Z5, Z5
+	VFMADD231PS Z1, Z5, Z7
+	VMOVUPS     Z7, (SI)(CX*1)
+	VSQRTPS     Z7, Z7
+	VADDPS      Z4, Z7, Z7
+	VMULPS      Z3, Z6, Z6
+	VDIVPS      Z7, Z6, Z6
+	VFMSUB213PS Z6, Z2, Z8
+	VMOVUPS     Z8, (AX)(CX*1)
+	ADDQ        $+64, CX
+	CMPQ        CX, R8
+	JNE         value
+
+valueRest:
+	TESTQ       R9, R9
+	JZ          valueDone
+	VMOVUPS.Z   (DX)(CX*1), K1, Z5
+	VMOVUPS.Z   (BX)(CX*1), K1, Z6
+	VMOVUPS.Z   (SI)(CX*1), K1, Z7
+	VMOVUPS.Z   (AX)(CX*1), K1, Z8
+	VSUBPS      Z6, Z5, Z9
+	VFMADD231PS Z0, Z9, Z6
+	VMOVUPS     Z6, K1, (BX)(CX*1)
+	VFMSUB213PS Z7, Z5, Z5
+	VFMADD231PS Z1, Z5, Z7
+	VMOVUPS     Z7, K1, (SI)(CX*1)
+	VSQRTPS     Z7, Z7
+	VADDPS      Z4, Z7, Z7
+	VMULPS      Z3, Z6, Z6
+	VDIVPS      Z7, Z6, Z6
+	VFMSUB213PS Z6, Z2, Z8
+	VMOVUPS     Z8, K1, (AX)(CX*1)
+
+valueDone:
+	VZEROUPPER
+	RET
+
 // func squaresAVX2(x *float32, d int, out *float32, rows int)
 // Requires: AVX, FMA3
 TEXT ·squaresAVX2(SB), NOSPLIT, $0-32
@@ -1191,9 +1374,9 @@ nearDone:
 	VZEROUPPER
 	RET
 
-// func rowDistancesAVX2(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
+// func rootsAVX2(v *float32, n int, stride int, a *float32, b *float32, s float32, rows int)
 // Requires: AVX, AVX2, FMA3, SSE
-TEXT ·rowDistancesAVX2(SB), NOSPLIT, $0-56
+TEXT ·rootsAVX2(SB), NOSPLIT, $0-56
 	MOVQ         v+0(FP), AX
 	MOVQ         stride+16(FP), CX
 	SHLQ         $0x02, CX
@@ -1641,5 +1824,184 @@ valueDone:
 	ADDQ         DX, CX
 	DECQ         SI
 	JNZ          row
+	VZEROUPPER
+	RET
+
+// func tangentsAVX2(grad *float32, x *float32, d int, inv *float32, rows int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·tangentsAVX2(SB), NOSPLIT, $0-40
+	MOVQ    grad+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    d+16(FP), DX
+	SHLQ    $0x02, DX
+	MOVQ    inv+24(FP), BX
+	MOVQ    rows+32(FP), SI
+	MOVQ    d+16(FP), DI
+	MOVQ    DI, R8
+	ANDQ    $+7, R8
+	SUBQ    R8, DI
+	SHLQ    $0x02, DI
+	LEAQ    rowMasks<>+0(SB), R9
+	MOVQ    $+8, R10
+	SUBQ    R8, R10
+	VMOVUPS (R9)(R10*4), Y0
+
+row:
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	XORQ   R9, R9
+	MOVQ   DI, R10
+	ANDQ   $-128, R10
+	JZ     single
+
+many:
+	VMOVUPS     (AX)(R9*1), Y5
+	VMOVUPS     (CX)(R9*1), Y6
+	VFMADD231PS Y5, Y6, Y1
+	VMOVUPS     32(AX)(R9*1), Y5
+	VMOVUPS     32(CX)(R9*1), Y6
+	VFMADD231PS Y5, Y6, Y2
+	VMOVUPS     64(AX)(R9*1), Y5
+	VMOVUPS     64(CX)(R9*1), Y6
+	VFMADD231PS Y5, Y6, Y3
+	VMOVUPS     96(AX)(R9*1), Y5
+	VMOVUPS     96(CX)(R9*1), Y6
+	VFMADD231PS Y5, Y6, Y4
+	ADDQ        $+128, R9
+	CMPQ        R9, R10
+	JNE         many
+
+single:
+	CMPQ        R9, DI
+	JE          rest
+	VMOVUPS     (AX)(R9*1), Y5
+	VMOVUPS     (CX)(R9*1), Y6
+	VFMADD231PS Y5, Y6, Y1
+	ADDQ        $+32, R9
+	JMP         single
+
+rest:
+	TESTQ       R8, R8
+	JZ          fold
+	VMASKMOVPS  (AX)(R9*1), Y0, Y5
+	VMASKMOVPS  (CX)(R9*1), Y0, Y6
+	VFMADD231PS Y5, Y6, Y2
+
+fold:
+	VBROADCASTSS (BX), Y5
+	VADDPS       Y2, Y1, Y1
+	VADDPS       Y4, Y3, Y3
+	VADDPS       Y3, Y1, Y1
+	VEXTRACTF128 $0x01, Y1, X2
+	VADDPS       X1, X2, X2
+	VPERMILPS    $0x4e, X2, X1
+	VADDPS       X2, X1, X1
+	VPERMILPS    $0xb1, X1, X2
+	VADDPS       X1, X2, X2
+	VBROADCASTSS X2, Y1
+	VMULPS       Y5, Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	XORQ         R9, R9
+	CMPQ         R9, DI
+	JE           valueRest
+
+value:
+	VMOVUPS      (AX)(R9*1), Y2
+	VMOVUPS      (CX)(R9*1), Y3
+	VFNMADD231PS Y1, Y3, Y2
+	VMULPS       Y5, Y2, Y2
+	VMOVUPS      Y2, (AX)(R9*1)
+	ADDQ         $+32, R9
+	CMPQ         R9, DI
+	JNE          value
+
+valueRest:
+	TESTQ        R8, R8
+	JZ           valueDone
+	VMASKMOVPS   (AX)(R9*1), Y0, Y2
+	VMASKMOVPS   (CX)(R9*1), Y0, Y3
+	VFNMADD231PS Y1, Y3, Y2
+	VMULPS       Y5, Y2, Y2
+	VMASKMOVPS   Y2, Y0, (AX)(R9*1)
+
+valueDone:
+	ADDQ $+4, BX
+	ADDQ DX, AX
+	ADDQ DX, CX
+	DECQ SI
+	JNZ  row
+	VZEROUPPER
+	RET
+
+// func adamWAVX2(value *float32, grad *float32, m *float32, v *float32, n int, rate *float32)
+// Requires: AVX, FMA3
+TEXT ·adamWAVX2(SB), NOSPLIT, $0-48
+	MOVQ         value+0(FP), AX
+	MOVQ         grad+8(FP), CX
+	MOVQ         m+16(FP), DX
+	MOVQ         v+24(FP), BX
+	MOVQ         rate+40(FP), SI
+	MOVQ         n+32(FP), DI
+	MOVQ         DI, R8
+	ANDQ         $+7, R8
+	SUBQ         R8, DI
+	SHLQ         $0x02, DI
+	LEAQ         rowMasks<>+0(SB), R9
+	MOVQ         $+8, R10
+	SUBQ         R8, R10
+	VMOVUPS      (R9)(R10*4), Y0
+	VBROADCASTSS (SI), Y1
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y4
+	VBROADCASTSS 16(SI), Y5
+	XORQ         SI, SI
+	CMPQ         SI, DI
+	JE           valueRest
+
+value:
+	VMOVUPS     (CX)(SI*1), Y6
+	VMOVUPS     (DX)(SI*1), Y7
+	VMOVUPS     (BX)(SI*1), Y8
+	VMOVUPS     (AX)(SI*1), Y9
+	VSUBPS      Y7, Y6, Y10
+	VFMADD231PS Y1, Y10, Y7
+	VMOVUPS     Y7, (DX)(SI*1)
+	VFMSUB213PS Y8, Y6, Y6
+	VFMADD231PS Y2, Y6, Y8
+	VMOVUPS     Y8, (BX)(SI*1)
+	VSQRTPS     Y8, Y8
+	VADDPS      Y5, Y8, Y8
+	VMULPS      Y4, Y7, Y7
+	VDIVPS      Y8, Y7, Y7
+	VFMSUB213PS Y7, Y3, Y9
+	VMOVUPS     Y9, (AX)(SI*1)
+	ADDQ        $+32, SI
+	CMPQ        SI, DI
+	JNE         value
+
+valueRest:
+	TESTQ       R8, R8
+	JZ          valueDone
+	VMASKMOVPS  (CX)(SI*1), Y0, Y6
+	VMASKMOVPS  (DX)(SI*1), Y0, Y7
+	VMASKMOVPS  (BX)(SI*1), Y0, Y8
+	VMASKMOVPS  (AX)(SI*1), Y0, Y9
+	VSUBPS      Y7, Y6, Y10
+	VFMADD231PS Y1, Y10, Y7
+	VMASKMOVPS  Y7, Y0, (DX)(SI*1)
+	VFMSUB213PS Y8, Y6, Y6
+	VFMADD231PS Y2, Y6, Y8
+	VMASKMOVPS  Y8, Y0, (BX)(SI*1)
+	VSQRTPS     Y8, Y8
+	VADDPS      Y5, Y8, Y8
+	VMULPS      Y4, Y7, Y7
+	VDIVPS      Y8, Y7, Y7
+	VFMSUB213PS Y7, Y3, Y9
+	VMASKMOVPS  Y9, Y0, (AX)(SI*1)
+
+valueDone:
 	VZEROUPPER
 	RET

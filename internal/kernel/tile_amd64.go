@@ -21,3 +21,9 @@ func tileAVX512(k int, a *float32, rowStride int, stepA int, b *float32, stepB i
 //
 //go:noescape
 func tileAVX2(k int, a *float32, rowStride int, stepA int, b *float32, stepB int, c *float32, strideC int, add bool)
+
+// transposeAVX2 sets to[16·j+i] to from[i·stride+j] for i under 16 and j under k, a
+// multiple of 8.
+//
+//go:noescape
+func transposeAVX2(from *float32, stride int, k int, to *float32)

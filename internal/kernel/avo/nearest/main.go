@@ -68,21 +68,18 @@ func at(pointers []reg.GPVirtual, stride reg.GPVirtual, r, disp int) Mem {
 }
 
 // panel generates a function that multiplies tiles of height rows by one panel
-// of width·lanes prototypes and takes the products into the rows' states.
-//
-// A panel is d+1 lines of width vectors: the bias that products begin at (0,
-// or −inf for a lane without prototype), then value j of every prototype.
+// of width·lanes prototypes, or by some of its dimensions, and at the last takes
+// the products into the rows' states.
 func panel(a isa, width, height int) {
 	prototypes := width * a.bytes() / 4
 	name := fmt.Sprintf("panel%dx%d%s", height, prototypes, a.name())
-	TEXT(name, NOSPLIT, "func(panel, x *float32, tiles, d int, state *float32, class int, next *float32, step int)")
+	TEXT(name, NOSPLIT, "func(x *float32, tiles, d, count int, bias, panel, partial *float32, part int, state *float32, class int, next *float32, step int)")
 	Pragma("noescape")
-	Doc(fmt.Sprintf("%s takes the dot products of tiles > 0 times %d rows of x with the %d prototypes of a", name, height, prototypes),
-		"panel, classes class and up, into the states of the rows. As it goes, it prefetches step",
-		"bytes from next on for every four values of a tile's rows.")
+	Doc(fmt.Sprintf("%s multiplies tiles > 0 times %d rows by a panel of %d prototypes: see tileKernel.", name, height, prototypes))
 	x := param("x")
 	tiles := param("tiles")
 	state := param("state")
+	partial := param("partial")
 	next := param("next")
 	step := param("step")
 	stride := param("d")
@@ -98,18 +95,37 @@ func panel(a isa, width, height int) {
 			ADDQ(stride, pointers[i])
 		}
 	}
-	w := param("panel")
-	products(a, width, height, pointers, stride, w, next, step, func(sums [][]reg.VecVirtual) {
-		first := param("class")
-		var numbers []reg.VecVirtual
-		for i := range width {
-			numbers = append(numbers, classes(a, first, i))
-		}
+	sums := products(a, width, height, pointers, stride, next, step)
+	each := func(f func(v reg.VecVirtual, m Mem)) {
 		for r, row := range sums {
-			a.update(row, Mem{Base: state, Disp: r * stateVectors * a.bytes()}, numbers)
+			for i, v := range row {
+				f(v, Mem{Base: partial, Disp: (r*width + i) * a.bytes()})
+			}
 		}
-	})
+	}
+	first, last, done := label("first"), label("last"), label("done")
+	part := param("part")
+	TESTQ(U32(partFirst), part)
+	JNZ(LabelRef(first))
+	each(func(v reg.VecVirtual, m Mem) { VADDPS(m, v, v) })
+	Label(first)
+	TESTQ(U32(partLast), part)
+	JNZ(LabelRef(last))
+	each(func(v reg.VecVirtual, m Mem) { VMOVUPS(v, m) })
+	ADDQ(U32(uint32(height*width*a.bytes())), partial)
+	JMP(LabelRef(done))
+	Label(last)
+	ADDQ(U32(uint32(height*width*a.bytes())), partial)
+	class := param("class")
+	var numbers []reg.VecVirtual
+	for i := range width {
+		numbers = append(numbers, classes(a, class, i))
+	}
+	for r, row := range sums {
+		a.update(row, Mem{Base: state, Disp: r * stateVectors * a.bytes()}, numbers)
+	}
 	ADDQ(U32(uint32(height*stateVectors*a.bytes())), state)
+	Label(done)
 	rows := GP64()
 	IMUL3Q(U32(uint32(height)), stride, rows)
 	ADDQ(rows, x)
@@ -119,13 +135,20 @@ func panel(a isa, width, height int) {
 	RET()
 }
 
+// Bits of part: see tileKernel.
+const (
+	partFirst = 1
+	partLast  = 2
+)
+
 // products generates the dot products of height rows with a panel. Few rows get
 // several chains of sums each, so that enough are in flight.
-func products(a isa, width, height int, pointers []reg.GPVirtual, stride, w, next, step reg.GPVirtual, use func([][]reg.VecVirtual)) {
+func products(a isa, width, height int, pointers []reg.GPVirtual, stride, next, step reg.GPVirtual) [][]reg.VecVirtual {
 	phases := 1
 	for phases < 4 && height*width*phases < 8 {
 		phases *= 2
 	}
+	bias := param("bias")
 	sums := make([][][]reg.VecVirtual, phases) // phase, row, vector
 	for p := range sums {
 		sums[p] = make([][]reg.VecVirtual, height)
@@ -133,7 +156,7 @@ func products(a isa, width, height int, pointers []reg.GPVirtual, stride, w, nex
 			for i := range width {
 				v := a.vector()
 				if p == 0 {
-					VMOVUPS(Mem{Base: w, Disp: i * a.bytes()}, v)
+					VMOVUPS(Mem{Base: bias, Disp: i * a.bytes()}, v)
 				} else {
 					a.zero(v)
 				}
@@ -141,7 +164,7 @@ func products(a isa, width, height int, pointers []reg.GPVirtual, stride, w, nex
 			}
 		}
 	}
-	ADDQ(U32(uint32(width*a.bytes())), w)
+	w := param("panel")
 	multiply := func(step int) {
 		line := make([]reg.VecVirtual, width)
 		for i := range line {
@@ -162,15 +185,15 @@ func products(a isa, width, height int, pointers []reg.GPVirtual, stride, w, nex
 		}
 		ADDQ(U32(uint32(values*width*a.bytes())), w)
 	}
-	four, one, end := label("four"), label("one"), label("end")
-	count := param("d")
+	four, one, rest, end := label("four"), label("one"), label("rest"), label("end")
+	count := param("count")
 	SUBQ(Imm(4), count)
 	JLT(LabelRef(one))
 	Label(four)
 	for k := range 4 {
 		multiply(k)
-		if k < 3 {
-			PREFETCHT0(Mem{Base: next, Disp: 64 * k})
+		if k%2 == 0 {
+			PREFETCHT1(Mem{Base: next, Disp: 32 * k})
 		}
 	}
 	ADDQ(step, next)
@@ -180,7 +203,6 @@ func products(a isa, width, height int, pointers []reg.GPVirtual, stride, w, nex
 	Label(one)
 	ADDQ(Imm(4), count)
 	JZ(LabelRef(end))
-	rest := label("rest")
 	Label(rest)
 	multiply(0)
 	advance(1)
@@ -196,7 +218,7 @@ func products(a isa, width, height int, pointers []reg.GPVirtual, stride, w, nex
 			}
 		}
 	}
-	use(sums[0])
+	return sums[0]
 }
 
 // numbers is the data 0, 1, ... 31.
@@ -232,7 +254,8 @@ func low(r reg.GPVirtual) Op { return r.As32() }
 // sums generates a loop over a row of d values: term makes, from loads at the
 // same offset of each of the pointers, a vector to add to a sum. Lane l of 64
 // adds up, in order, the values j with j mod 64 = l.
-func sums(a isa, d reg.GPVirtual, rows []reg.GPVirtual, term func(load func(row int, v reg.VecVirtual), sum reg.VecVirtual)) reg.VecVirtual {
+// Where next is given, it prefetches a line of 64 bytes of it for each 64 values.
+func sums(a isa, d reg.GPVirtual, next reg.GPVirtual, rows []reg.GPVirtual, term func(load func(row int, v reg.VecVirtual), sum reg.VecVirtual)) reg.VecVirtual {
 	lines := 4 * lanesOfSums / a.bytes()
 	acc := make([]reg.VecVirtual, lines)
 	for i := range acc {
@@ -246,6 +269,10 @@ func sums(a isa, d reg.GPVirtual, rows []reg.GPVirtual, term func(load func(row 
 	SUBQ(Imm(lanesOfSums), count)
 	JLT(LabelRef(tail))
 	Label(loop)
+	if next != nil {
+		PREFETCHT1(Mem{Base: next})
+		ADDQ(Imm(64), next)
+	}
 	for i := range lines {
 		term(func(row int, v reg.VecVirtual) {
 			VMOVUPS(Mem{Base: rows[row], Index: offset, Scale: 1, Disp: i * a.bytes()}, v)
@@ -267,8 +294,8 @@ func sums(a isa, d reg.GPVirtual, rows []reg.GPVirtual, term func(load func(row 
 }
 
 // squaredDistance generates ‖x·inv − p‖² by sums.
-func squaredDistance(a isa, d, x, p reg.GPVirtual, inv reg.VecVirtual) reg.VecVirtual {
-	return sums(a, d, []reg.GPVirtual{x, p}, func(load func(int, reg.VecVirtual), sum reg.VecVirtual) {
+func squaredDistance(a isa, d, next, x, p reg.GPVirtual, inv reg.VecVirtual) reg.VecVirtual {
+	return sums(a, d, next, []reg.GPVirtual{x, p}, func(load func(int, reg.VecVirtual), sum reg.VecVirtual) {
 		v, w := a.vector(), a.vector()
 		load(0, v)
 		VMULPS(inv, v, v)
@@ -281,7 +308,7 @@ func squaredDistance(a isa, d, x, p reg.GPVirtual, inv reg.VecVirtual) reg.VecVi
 
 func norms(a isa) {
 	name := "norms" + a.name()
-	TEXT(name, NOSPLIT, "func(x *float32, n, d int, inv, state *float32) (bad int)")
+	TEXT(name, NOSPLIT, "func(x *float32, n, d int, inv, state, next *float32) (bad int)")
 	Pragma("noescape")
 	Doc(name+" sets inv to one over the norms of n > 0 rows of x. It returns how many rows have a",
 		"sum of squares outside [leastSum, mostSum], whose inv is not to be used. It empties their states.")
@@ -289,6 +316,7 @@ func norms(a isa) {
 	n := param("n")
 	d := param("d")
 	inv := param("inv")
+	next := param("next")
 	bad, one, bits, stride := GP64(), XMM(), GP32(), GP64()
 	state := param("state")
 	XORQ(bad, bad)
@@ -302,7 +330,7 @@ func norms(a isa) {
 	MOVQ(d, stride)
 	SHLQ(Imm(2), stride)
 	Label("row")
-	total := sums(a, d, []reg.GPVirtual{x}, func(load func(int, reg.VecVirtual), sum reg.VecVirtual) {
+	total := sums(a, d, next, []reg.GPVirtual{x}, func(load func(int, reg.VecVirtual), sum reg.VecVirtual) {
 		v := a.vector()
 		load(0, v)
 		VMULPS(v, v, v)
@@ -343,7 +371,7 @@ const (
 
 func finish(a isa) {
 	name := "finish" + a.name()
-	TEXT(name, NOSPLIT, "func(x *float32, n, d int, inv, state, unit *float32, last int, tie float32, dist *float32, class, near *int32) (count int)")
+	TEXT(name, NOSPLIT, "func(x *float32, n, d int, inv, state, unit *float32, last int, tie float32, dist *float32, class, near *int32, next *float32) (count int)")
 	Pragma("noescape")
 	Doc(name+" sets dist and class of n > 0 rows of x from their states, and writes to near the",
 		"numbers of the rows whose runner-up is nearer than tie, or whose squared distance is under",
@@ -353,6 +381,7 @@ func finish(a isa) {
 	n := param("n")
 	d := param("d")
 	state := param("state")
+	next := param("next")
 	count, i, stride := GP64(), GP64(), GP64()
 	XORQ(count, count)
 	XORQ(i, i)
@@ -392,7 +421,7 @@ func finish(a isa) {
 	ADDQ(rows, p)
 	factor := a.vector()
 	VBROADCASTSS(Mem{Base: inv, Index: i, Scale: 4}, factor)
-	total := squaredDistance(a, d, x, p, factor).AsX()
+	total := squaredDistance(a, d, next, x, p, factor).AsX()
 	squared := GP32()
 	VMOVD(total, squared)
 	CMPL(squared, U32(tinyBits))
@@ -428,7 +457,7 @@ func distances(a isa) {
 	c := param("c")
 	out := param("out")
 	Label("row")
-	total := squaredDistance(a, d, x, unit, factor).AsX()
+	total := squaredDistance(a, d, nil, x, unit, factor).AsX()
 	VMOVSS(total, Mem{Base: out})
 	ADDQ(Imm(4), out)
 	LEAQ(Mem{Base: unit, Index: d, Scale: 4}, unit)

@@ -489,8 +489,8 @@ func (s *set) peaks() {
 	end()
 }
 
-func (s *set) distances() {
-	s.begin("rowDistances", "func(v *float32, n, stride int, a, b *float32, s float32, rows int)", "is distancesGo.")
+func (s *set) roots() {
+	s.begin("roots", "func(v *float32, n, stride int, a, b *float32, s float32, rows int)", "is rootsGo.")
 	v, stride, a, b, rows := pointer("v"), bytes("stride"), pointer("a"), pointer("b"), pointer("rows")
 	factor := s.broadcast(Load(Param("s"), XMM()))
 	s.split("n")
@@ -635,6 +635,67 @@ func (s *set) divideRows() {
 	end()
 }
 
+func (s *set) tangents() {
+	s.begin("tangents", "func(grad, x *float32, d int, inv *float32, rows int)", "is tangentsGo.")
+	grad, x, step, inv, rows := pointer("grad"), pointer("x"), bytes("d"), pointer("inv"), pointer("rows")
+	s.split("d")
+	sums := []reg.VecVirtual{s.vector(), s.vector(), s.vector(), s.vector()}
+	Label("row")
+	for _, v := range sums {
+		s.clear(v)
+	}
+	s.strip(func(offset reg.GPVirtual, disp, lane int, p part) {
+		v := s.load(operand.Mem{Base: grad, Index: offset, Scale: 1, Disp: disp}, p)
+		w := s.load(operand.Mem{Base: x, Index: offset, Scale: 1, Disp: disp}, p)
+		VFMADD231PS(v, w, sums[lane])
+	})
+	factor := s.broadcast(operand.Mem{Base: inv})
+	along := s.broadcast(s.total(sums))
+	VMULPS(factor, along, along)
+	VMULPS(factor, along, along)
+	s.row("value", func(offset reg.GPVirtual, p part) {
+		v, w := s.load(at(grad, offset), p), s.load(at(x, offset), p)
+		VFNMADD231PS(along, w, v)
+		VMULPS(factor, v, v)
+		s.store(v, at(grad, offset), p)
+	})
+	ADDQ(operand.I8(4), inv)
+	ADDQ(step, grad)
+	ADDQ(step, x)
+	DECQ(rows)
+	JNZ(operand.LabelRef("row"))
+	end()
+}
+
+func (s *set) adamW() {
+	s.begin("adamW", "func(value, grad, m, v *float32, n int, rate *float32)", "is adamWGo.")
+	value, grad, m, v := pointer("value"), pointer("grad"), pointer("m"), pointer("v")
+	rate := pointer("rate")
+	s.split("n")
+	var f [5]reg.VecVirtual
+	for i := range f {
+		f[i] = s.broadcast(operand.Mem{Base: rate, Disp: 4 * i})
+	}
+	newM, newV, keep, move, epsilon := f[0], f[1], f[2], f[3], f[4]
+	s.row("value", func(offset reg.GPVirtual, p part) {
+		g, first, second, x := s.load(at(grad, offset), p), s.load(at(m, offset), p), s.load(at(v, offset), p), s.load(at(value, offset), p)
+		t := s.vector()
+		VSUBPS(first, g, t)
+		VFMADD231PS(newM, t, first) // m + new·(g − m)
+		s.store(first, at(m, offset), p)
+		VFMSUB213PS(second, g, g) // g² − v
+		VFMADD231PS(newV, g, second)
+		s.store(second, at(v, offset), p)
+		VSQRTPS(second, second)
+		VADDPS(epsilon, second, second)
+		VMULPS(move, first, first)
+		VDIVPS(second, first, first)
+		VFMSUB213PS(first, keep, x)
+		s.store(x, at(value, offset), p)
+	})
+	end()
+}
+
 func main() {
 	ConstraintExpr("amd64")
 	defineConstants()
@@ -642,11 +703,13 @@ func main() {
 		s.squares()
 		s.gaps()
 		s.peaks()
-		s.distances()
+		s.roots()
 		s.sums()
 		s.exps()
 		s.scaleRows()
 		s.divideRows()
+		s.tangents()
+		s.adamW()
 	}
 	Generate()
 }

@@ -127,6 +127,66 @@ func (t tile) stride(parameter string) reg.GPVirtual {
 	return s
 }
 
+// transpose packs a panel from 16 rows: eight of them at a time, as two squares of
+// 4×8. A register holds four values of a row, and behind them those of the row
+// four below, so that the unpack instructions, which stay within halves, do it.
+func transpose() {
+	TEXT("transposeAVX2", NOSPLIT, "func(from *float32, stride, k int, to *float32)")
+	Pragma("noescape")
+	Doc("transposeAVX2 sets to[16·j+i] to from[i·stride+j] for i under 16 and j under k, a", "multiple of 8.")
+	from, to, k := Load(Param("from"), GP64()), Load(Param("to"), GP64()), Load(Param("k"), GP64())
+	stride := tile{}.stride("stride")
+	three := GP64()
+	LEAQ(operand.Mem{Base: stride, Index: stride, Scale: 2}, three)
+	Label("loop")
+	row := GP64()
+	MOVQ(from, row)
+	for half := range 2 {
+		below := GP64()
+		LEAQ(operand.Mem{Base: row, Index: stride, Scale: 4}, below)
+		for column := 0; column < 8; column += 4 {
+			// Chosen by hand: avo takes a register of which the lower half is set
+			// first for one that lives through the loop.
+			v := []reg.VecPhysical{reg.Y0, reg.Y1, reg.Y2, reg.Y3}
+			t := []reg.VecPhysical{reg.Y4, reg.Y5, reg.Y6, reg.Y7}
+			out := []reg.VecPhysical{reg.Y8, reg.Y9, reg.Y10, reg.Y11}
+			for i := range v {
+				m, n := operand.Mem{Base: row, Disp: column * valueSize}, operand.Mem{Base: below, Disp: column * valueSize}
+				switch i {
+				case 1, 2:
+					m.Index, m.Scale = stride, uint8(i)
+					n.Index, n.Scale = stride, uint8(i)
+				case 3:
+					m.Index, m.Scale = three, 1
+					n.Index, n.Scale = three, 1
+				}
+				VMOVUPS(m, v[i].AsX())
+				VINSERTF128(operand.U8(1), n, v[i], v[i])
+			}
+			VUNPCKLPS(v[1], v[0], t[0])
+			VUNPCKHPS(v[1], v[0], t[1])
+			VUNPCKLPS(v[3], v[2], t[2])
+			VUNPCKHPS(v[3], v[2], t[3])
+			VUNPCKLPD(t[2], t[0], out[0])
+			VUNPCKHPD(t[2], t[0], out[1])
+			VUNPCKLPD(t[3], t[1], out[2])
+			VUNPCKHPD(t[3], t[1], out[3])
+			for i, o := range out {
+				VMOVUPS(o, operand.Mem{Base: to, Disp: ((column+i)*panelWidth + half*8) * valueSize})
+			}
+		}
+		if half == 0 {
+			LEAQ(operand.Mem{Base: row, Index: stride, Scale: 8}, row)
+		}
+	}
+	ADDQ(operand.I32(8*valueSize), from)
+	ADDQ(operand.I32(8*panelWidth*valueSize), to)
+	SUBQ(operand.I8(8), k)
+	JNZ(operand.LabelRef("loop"))
+	VZEROUPPER()
+	RET()
+}
+
 func main() {
 	ConstraintExpr("amd64")
 	zmm := func() reg.VecVirtual { return ZMM() }
@@ -134,5 +194,6 @@ func main() {
 	tile{"tileWideAVX512", 12, 16, 2, zmm}.generate()
 	tile{"tileAVX512", 12, 16, 1, zmm}.generate()
 	tile{"tileAVX2", 6, 8, 2, ymm}.generate()
+	transpose()
 	Generate()
 }
