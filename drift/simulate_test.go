@@ -22,10 +22,15 @@ type setting struct {
 // simulate returns an engine whose reference is the calibration, of whatever
 // size, with only the named detector betting.
 func simulate(calibration []float32, s setting, key uint64) *simulation {
+	return simulateClasses(calibration, nil, s, key)
+}
+
+// simulateClasses does so with counts of the classes of the calibration.
+func simulateClasses(calibration []float32, class []int64, s setting, key uint64) *simulation {
 	sorted := slices.Clone(calibration)
 	slices.Sort(sorted)
 	o := &options{threshold: s.threshold, delta: delta, tolerance: s.tolerance, reference: 1 << 30, key: key}
-	ref := newReference(false, sorted, nil, nil, key)
+	ref := newReference(false, sorted, class, nil, key)
 	e := newEngine(o, ref, false, 0)
 	e.refer(ref)
 	sim := &simulation{e: e, b: &e.shift}
@@ -42,9 +47,13 @@ func simulate(calibration []float32, s setting, key uint64) *simulation {
 // observe takes one score, dt seconds after the last, and reports whether an
 // alarm begins.
 func (s *simulation) observe(r *rand.Rand, score, dt float64) bool {
+	return s.observeClass(r, score, 0, dt)
+}
+
+func (s *simulation) observeClass(r *rand.Rand, score float64, class int32, dt float64) bool {
 	s.now += dt
 	at := mark{time: s.now, offset: s.e.records}
-	shift, change := s.e.observe(r.Uint64(), float32(score), 0, false, nil, &at, s.now)
+	shift, change := s.e.observe(r.Uint64(), float32(score), class, false, nil, &at, s.now)
 	return shift || change
 }
 
