@@ -56,7 +56,7 @@ func (f *fixture) produceDrift(random *rand.Rand, first, n int, share float64) {
 func TestDriftOnTheLine(t *testing.T) {
 	f := drifting(t)
 	f.CreateTopic("incidents", 2)
-	f.cfg.Drift.Incidents.Topic, f.cfg.Drift.MaxSegments = "incidents", 1
+	f.cfg.Drift.Incidents.Topic, f.cfg.Drift.MaxSegments = "incidents", 2
 	f.cfg.Drift.Incidents.Samples, f.cfg.Drift.Incidents.IncludeEmbedding = 5, true
 	f.cfg.Web.EnableLifecycle = true
 	random := rand.New(rand.NewPCG(1, 2))
@@ -72,7 +72,7 @@ func TestDriftOnTheLine(t *testing.T) {
 	for series, want := range map[string]float64{
 		`oodmon_drift_active{detector="shift",model="test"}`: 1, `oodmon_drift_alarms_total{detector="shift",model="test"}`: 1,
 		`oodmon_reference_info{model="test",source="live",version="` + f.live(m) + `"}`: 1,
-		`oodmon_segment_records_total{model="test",segment="eu"}`:                       1800, `oodmon_segment_records_total{model="test",segment="_other"}`: 1800,
+		`oodmon_segment_records_total{model="test",segment="eu"}`:                       1800, `oodmon_segment_records_total{model="test",segment="us"}`: 1800,
 	} {
 		if got := metric(t, text, series); got != want {
 			t.Errorf("%s is %g, want %g", series, got, want)
