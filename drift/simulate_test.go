@@ -3,6 +3,7 @@ package drift
 import (
 	"math/rand/v2"
 	"slices"
+	"testing"
 )
 
 // A simulation drives one detector of an engine, a record at a time.
@@ -69,3 +70,23 @@ var defaultTolerance = DefaultConfig().Tolerance
 
 // fiveValues rounds a score to one of five values.
 func fiveValues(x float64) float64 { return max(-2, min(2, float64(int(x+10.5)-10))) }
+
+// The short form of the acceptance simulations: neither detector alarms while
+// nothing has changed, and both do soon after a fifth is out of distribution.
+func TestSimulation(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	for _, detector := range Detectors {
+		sim := simulate(normal(r, 10000), setting{detector, 1e5, defaultTolerance, DefaultBlock}, 1)
+		for i := range 5000 {
+			if sim.observe(r, r.NormFloat64(), 1) {
+				t.Fatalf("%s: a false alarm at record %d", detector, i)
+			}
+		}
+		delay := 1
+		for after := mixed(.2); !sim.observe(r, after(r), 1); delay++ {
+			if delay > 500 {
+				t.Fatalf("%s: no alarm within 500 records", detector)
+			}
+		}
+	}
+}
