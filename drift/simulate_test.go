@@ -3,6 +3,7 @@ package drift
 import (
 	"math/rand/v2"
 	"slices"
+	"testing"
 )
 
 // A simulation drives one detector of an engine, a record at a time.
@@ -22,10 +23,15 @@ type setting struct {
 // simulate returns an engine whose reference is the calibration, of whatever
 // size, with only the named detector betting.
 func simulate(calibration []float32, s setting, key uint64) *simulation {
+	return simulateClasses(calibration, nil, s, key)
+}
+
+// simulateClasses does so with counts of the classes of the calibration.
+func simulateClasses(calibration []float32, class []int64, s setting, key uint64) *simulation {
 	sorted := slices.Clone(calibration)
 	slices.Sort(sorted)
 	o := &options{threshold: s.threshold, delta: delta, tolerance: s.tolerance, reference: 1 << 30, key: key}
-	ref := newReference(false, sorted, nil, nil, key)
+	ref := newReference(false, sorted, class, nil, key)
 	e := newEngine(o, ref, false, 0)
 	e.refer(ref)
 	sim := &simulation{e: e, b: &e.shift}
@@ -42,9 +48,13 @@ func simulate(calibration []float32, s setting, key uint64) *simulation {
 // observe takes one score, dt seconds after the last, and reports whether an
 // alarm begins.
 func (s *simulation) observe(r *rand.Rand, score, dt float64) bool {
+	return s.observeClass(r, score, 0, dt)
+}
+
+func (s *simulation) observeClass(r *rand.Rand, score float64, class int32, dt float64) bool {
 	s.now += dt
 	at := mark{time: s.now, offset: s.e.records}
-	shift, change := s.e.observe(r.Uint64(), float32(score), 0, false, nil, &at, s.now)
+	shift, change := s.e.observe(r.Uint64(), float32(score), class, false, nil, &at, s.now)
 	return shift || change
 }
 
@@ -56,5 +66,27 @@ func normal(r *rand.Rand, n int) []float32 {
 	return v
 }
 
+var defaultTolerance = DefaultConfig().Tolerance
+
 // fiveValues rounds a score to one of five values.
 func fiveValues(x float64) float64 { return max(-2, min(2, float64(int(x+10.5)-10))) }
+
+// The short form of the acceptance simulations: neither detector alarms while
+// nothing has changed, and both do soon after a fifth is out of distribution.
+func TestSimulation(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	for _, detector := range Detectors {
+		sim := simulate(normal(r, 10000), setting{detector, 1e5, defaultTolerance, DefaultBlock}, 1)
+		for i := range 5000 {
+			if sim.observe(r, r.NormFloat64(), 1) {
+				t.Fatalf("%s: a false alarm at record %d", detector, i)
+			}
+		}
+		delay := 1
+		for after := mixed(.2); !sim.observe(r, after(r), 1); delay++ {
+			if delay > 500 {
+				t.Fatalf("%s: no alarm within 500 records", detector)
+			}
+		}
+	}
+}

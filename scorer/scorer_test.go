@@ -439,3 +439,30 @@ func BenchmarkRecordBuilder(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)*n/b.Elapsed().Seconds(), "records/s")
 }
+
+// With thresholds by class, a score is judged among its own class's records.
+func TestPerClass(t *testing.T) {
+	m := calibrated([]float32{1, 0, 0, 1}, 2, 1)
+	scores, class := make([]float32, 800), make([]int32, 800)
+	for i := range scores { // class 0 lies within 0.1, class 1 within 1
+		class[i] = int32(i % 2)
+		scores[i] = float32(i+1) / 800 * []float32{.1, 1}[i%2]
+	}
+	m.Calibration = model.NewCalibration(scores, class)
+	rec := record(t, []float32{1, .2, .2, 1}, 2) // both 0.197 away
+	s, err := NewPerClass(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var w Workspace
+	var out Scores
+	if err := s.Score(&w, rec, &out); err != nil {
+		t.Fatal(err)
+	}
+	if !out.OOD[0] || out.OOD[1] || out.PValue[0] > .003 || out.PValue[1] < .5 || s.CalibrationRecords() != 400 {
+		t.Errorf("OOD %v, p-values %v, among %d records", out.OOD, out.PValue, s.CalibrationRecords())
+	}
+	if all := scored(t, m, rec); all.OOD[0] || all.PValue[0] != all.PValue[1] {
+		t.Errorf("with one threshold for all: OOD %v, p-values %v", all.OOD, all.PValue)
+	}
+}

@@ -61,7 +61,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage or configuration,
 	})
 	root.AddCommand(
 		newDemoCommand(), newRunCommand(), newRetrainCommand(), newTrainCommand(), newEvalCommand(), newScoreCommand(),
-		newModelCommand(), newAlertsCommand(), newConfigCommand(), newBenchCommand(), newVersionCommand(),
+		newModelCommand(), newIncidentsCommand(), newAlertsCommand(), newConfigCommand(), newBenchCommand(), newVersionCommand(),
 	)
 	refuseWrongUsage(root)
 	return root

@@ -172,3 +172,46 @@ func TestScoreOutput(t *testing.T) {
 		t.Errorf("the pipe is gone: %v, %v", info, err)
 	}
 }
+
+// With --fdr the rows of all files are decided together.
+func TestScoreFDR(t *testing.T) {
+	model := importDigits(t)
+	count := func(args ...string) (inside, outside int, stderr string) {
+		got := oodmon(t, 0, append([]string{"score", "--model", model, digits("test.arrow"), digits("ood.arrow")}, args...)...)
+		for _, line := range scoreLines(t, got.stdout) {
+			switch {
+			case !line.OOD:
+			case line.Topic == digits("test.arrow"):
+				inside++
+			default:
+				outside++
+			}
+		}
+		return inside, outside, got.stderr
+	}
+	_, byThreshold, _ := count()
+	for _, method := range []string{"bh", "storey"} {
+		inside, outside, stderr := count("--fdr", "0.1", "--fdr-method", method)
+		if share := float64(inside) / float64(inside+outside); share > .13 || outside < byThreshold {
+			t.Errorf("%s: of %d rows called OOD %d are not, a share of %.3f; the threshold finds %d", method, inside+outside, inside, share, byThreshold)
+		}
+		if want := "a lone outlier among these 3942 rows cannot be called at --fdr 0.1; 39419 would be needed"; !strings.Contains(stderr, want) {
+			t.Errorf("standard error %q, want %q", stderr, want)
+		}
+	}
+	if inside, outside, _ := count("--per-class"); inside > 50 || outside < 500 {
+		t.Errorf("by class: %d of 2020 known and %d of 1922 unknown digits are called OOD", inside, outside)
+	}
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--fdr", "0.1", "-"}, "--fdr reads its input twice, so standard input will not do"},
+		{[]string{"--fdr", "2", digits("test.arrow")}, "it must be a number between 0 and 1"},
+		{[]string{"--fdr", "0.1", "--fdr-method", "by", digits("test.arrow")}, `--fdr-method: "by" is not one of ["bh" "storey"]`},
+	} {
+		if got := oodmon(t, 2, append([]string{"score", "--model", model}, test.args...)...); !strings.Contains(got.stderr, test.want) {
+			t.Errorf("standard error %q, want %q", got.stderr, test.want)
+		}
+	}
+}
