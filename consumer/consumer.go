@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -21,7 +22,7 @@ const (
 	watchInterval         = 5 * time.Second
 	joinBackoff           = time.Second
 	groupTimeout          = 5 * time.Second        // of a call to the coordinator
-	commitInterval        = 200 * time.Millisecond // in a backlog
+	commitInterval        = 200 * time.Millisecond // while records come
 	grace                 = time.Second            // for a handler whose context is done
 	firstPause, lastPause = 100 * time.Millisecond, 10 * time.Second
 )
@@ -82,15 +83,10 @@ func (c *Consumer) Run(ctx context.Context) error {
 		time.AfterFunc(c.cfg.DrainTimeout, disconnect)
 		time.AfterFunc(c.cfg.DrainTimeout+grace, func() { close(overdue) })
 	})()
-	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
-		ID: c.cfg.Group, Brokers: c.conn.Brokers, Dialer: c.conn.DialerUntil(connected), Topics: []string{c.cfg.Topic},
-		GroupBalancers:    []kafka.GroupBalancer{kafka.RangeGroupBalancer{}},
-		HeartbeatInterval: min(heartbeatInterval, c.cfg.SessionTimeout/3), SessionTimeout: c.cfg.SessionTimeout,
-		RebalanceTimeout: max(c.cfg.SessionTimeout, 2*c.cfg.DrainTimeout), JoinGroupBackoff: joinBackoff,
-		WatchPartitionChanges: true, PartitionWatchInterval: watchInterval, Timeout: groupTimeout,
-	})
+	brokers := slices.Clone(c.conn.Brokers)
+	group, err := c.join(connected, brokers)
 	if err != nil {
-		return fmt.Errorf("consumer group %s: %w", c.cfg.Group, err)
+		return err
 	}
 	for ctx.Err() == nil {
 		generation, err := group.Next(ctx)
@@ -100,6 +96,15 @@ func (c *Consumer) Run(ctx context.Context) error {
 		if err != nil {
 			c.metrics.errors.WithLabelValues(opJoin).Inc()
 			c.log.Warn("consumer group not joined; trying again", "group", c.cfg.Group, "error", err)
+			// kafka-go asks the first broker to which it can connect, also where
+			// that one does not answer: it hangs, or only its proxy is there.
+			if len(brokers) > 1 {
+				brokers = append(brokers[1:], brokers[0])
+				_ = group.Close() // it was not joined
+				if group, err = c.join(connected, brokers); err != nil {
+					return err
+				}
+			}
 			continue
 		}
 		c.serve(ctx, overdue, generation, stop)
@@ -108,6 +113,21 @@ func (c *Consumer) Run(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.fatal, err)
+}
+
+// join begins to join the group. Its connections end with the context connected.
+func (c *Consumer) join(connected context.Context, brokers []string) (*kafka.ConsumerGroup, error) {
+	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
+		ID: c.cfg.Group, Brokers: slices.Clone(brokers), Dialer: c.conn.DialerUntil(connected), Topics: []string{c.cfg.Topic},
+		GroupBalancers:    []kafka.GroupBalancer{kafka.RangeGroupBalancer{}},
+		HeartbeatInterval: min(heartbeatInterval, c.cfg.SessionTimeout/3), SessionTimeout: c.cfg.SessionTimeout,
+		RebalanceTimeout: max(c.cfg.SessionTimeout, 2*c.cfg.DrainTimeout), JoinGroupBackoff: joinBackoff,
+		WatchPartitionChanges: true, PartitionWatchInterval: watchInterval, Timeout: groupTimeout,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("consumer group %s: %w", c.cfg.Group, err)
+	}
+	return group, nil
 }
 
 // leave closes the group, which waits for the workers.
@@ -240,9 +260,11 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a 
 		reader: reader{
 			conn: c.conn, topic: c.cfg.Topic, partition: a.ID, position: a.Offset,
 			maxRecords: c.cfg.MaxRecords, maxBytes: c.cfg.MaxBytes, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
+			readAhead: true,
 		},
 	}
 	defer c.exit(a.ID)
+	defer w.drop()
 	err := w.run(c.newHandler(a.ID))
 	// What was handled is committed, even when the partition has been taken
 	// away: the group refuses it where another member has it already.
@@ -281,7 +303,9 @@ func (w *worker) step(handler Handler) error {
 	if w.position < 0 { // nothing is committed
 		return w.start()
 	}
+	idle := true
 	err := w.fetch(w.running, func(b *Batch, next int64) error {
+		idle = false
 		w.waiting(w.progress, w.position, w.end)
 		w.lag.Set(float64(max(0, w.end-w.position)))
 		if len(b.Messages) > 0 {
@@ -291,9 +315,9 @@ func (w *worker) step(handler Handler) error {
 			w.received(b)
 		}
 		w.handled = next
-		// A commit takes the coordinator a few milliseconds: in a backlog
-		// one stands for several batches.
-		if next >= w.end || time.Since(w.when) >= commitInterval {
+		// A commit takes the coordinator a few milliseconds: one stands for
+		// several batches. When no more come, the last is committed below.
+		if time.Since(w.when) >= commitInterval {
 			if err := w.commit(); err != nil {
 				return err
 			}
@@ -303,6 +327,9 @@ func (w *worker) step(handler Handler) error {
 		return w.running.Err() // what was fetched beyond is left to the next owner
 	})
 	switch {
+	case err == nil && idle:
+		err = w.commit()
+		fallthrough
 	case err == nil:
 		w.retry = backoff{}
 		w.moved(w.progress, w.position, w.end)

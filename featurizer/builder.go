@@ -96,7 +96,8 @@ type Builder struct {
 	columns columns
 	rejects []Reject
 	json    jsonRecord
-	rows    []jsonRow
+	rows    jsonArray
+	stream  streamReader
 	taken   bool
 }
 
@@ -263,9 +264,7 @@ func (b *Builder) decodeRaw(m *Message) error {
 		return reject(WrongDimension, "the message has %d bytes, expected %d: little-endian float32 of dimension %d", len(m.Value), 4*b.cfg.Dim, b.cfg.Dim)
 	}
 	c := &b.columns
-	n := len(c.embedding)
-	c.embedding = append(c.embedding, make([]float32, b.cfg.Dim)...)
-	copy(arrowcol.Bytes(c.embedding[n:]), m.Value)
+	c.embedding = append(c.embedding, arrowcol.Floats(m.Value)...)
 	b.close(m, optional{}, optional{}, optional{}, m.Time.UnixMicro(), 0)
 	return nil
 }

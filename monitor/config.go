@@ -20,7 +20,10 @@ import (
 // documented in deploy/oodmon.yml.
 type Config struct {
 	// Name tells several monitored models apart: the label `model` of every metric.
-	Name       string                `yaml:"name"`
+	Name string `yaml:"name"`
+	// MemoryLimit is a soft limit of the Go runtime, in bytes; 0: GOMEMLIMIT, or none.
+	MemoryLimit int64 `yaml:"memory_limit"`
+
 	Kafka      kafkaconn.Config      `yaml:"kafka"`
 	Input      InputConfig           `yaml:"input"`
 	Output     OutputConfig          `yaml:"output"`
@@ -101,6 +104,7 @@ type WebConfig struct {
 	// ConfigFile is an exporter-toolkit web configuration: TLS and basic authentication.
 	ConfigFile      string `yaml:"config_file"`
 	EnableLifecycle bool   `yaml:"enable_lifecycle"`
+	EnablePprof     bool   `yaml:"enable_pprof"`
 }
 
 // A ShutdownConfig bounds the time between SIGTERM and exit.
@@ -199,6 +203,7 @@ func (c *Config) Validate() error {
 		all = append(all, fmt.Errorf("%s: %q is not one of %q", key, value, allowed))
 	}
 	require(c.Name != "", "name: must not be empty")
+	require(c.MemoryLimit >= 0, "memory_limit: %d must not be negative", c.MemoryLimit)
 	if err := c.Kafka.Validate(); err != nil {
 		all = append(all, err)
 	}

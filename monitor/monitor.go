@@ -29,6 +29,7 @@ type Monitor struct {
 	models    *model.Registry
 	live      atomic.Pointer[live]
 	reloading sync.Mutex
+	torn      []int // lines of the registry's history, as last seen by poll
 	tally     tally
 	drift     *drift.Watch // nil: it is off
 	conn      *kafkaconn.Client
@@ -103,6 +104,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	polling.Go(func() { m.poll(ctx) })
 	polling.Go(func() { m.alerting.run(ctx, instanceOf(m.Addresses()[0])) })
 	polling.Go(func() { m.keepDrift(ctx) })
+	polling.Go(func() { m.watch(ctx) })
 	now := m.live.Load().model
 	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,
 		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())

@@ -2,8 +2,6 @@ package trainer
 
 import (
 	"fmt"
-	"math"
-	"math/rand/v2"
 	"slices"
 
 	"github.com/oodmon/oodmon/internal/kernel"
@@ -33,9 +31,8 @@ type head struct {
 	pass pass
 }
 
-// newHead returns a head of zeros, its scale 1, its projection the identity. Of
-// a low-rank one U is random and V zero, so that both have a gradient.
-func newHead(loss string, projection Projection, rank, c, d int, random *rand.Rand) *head {
+// newHead returns a head of zeros, its scale 1, its projection the identity.
+func newHead(loss string, projection Projection, rank, c, d int) *head {
 	h := &head{loss: loss, c: c, d: d, prototypes: newParam(c * d)}
 	if loss == model.Softmax {
 		h.bias = newParam(c)
@@ -50,9 +47,6 @@ func newHead(loss string, projection Projection, rank, c, d int, random *rand.Ra
 	case ProjectionLowRank:
 		h.rank = min(rank, d)
 		h.u, h.v = newParam(d*h.rank), newParam(h.rank*d)
-		for i := range h.u.value {
-			h.u.value[i] = float32(random.NormFloat64() / math.Sqrt(float64(d)))
-		}
 	}
 	return h
 }
@@ -80,11 +74,12 @@ func (h *head) params() []param {
 // project sets z, [n, D], to the projection of x, and t, [n, rank], to x·U.
 func (h *head) project(x, z, t []float32, n int) {
 	copy(z, x)
+	p, rows := &h.pass, kernel.RowMajor(x, n, h.d)
 	if len(h.full.value) > 0 {
-		kernel.Gemm(false, false, n, h.d, h.d, 1, x, h.d, h.full.value, h.d, 1, z, h.d)
+		p.multiply(z, n, h.d, rows, kernel.RowMajor(h.full.value, h.d, h.d), true)
 	} else if h.rank > 0 {
-		kernel.Gemm(false, false, n, h.rank, h.d, 1, x, h.d, h.u.value, h.rank, 0, t, h.rank)
-		kernel.Gemm(false, false, n, h.d, h.rank, 1, t, h.rank, h.v.value, h.d, 1, z, h.d)
+		p.multiply(t, n, h.rank, rows, kernel.RowMajor(h.u.value, h.d, h.rank), false)
+		p.multiply(z, n, h.d, kernel.RowMajor(t, n, h.rank), kernel.RowMajor(h.v.value, h.rank, h.d), true)
 	}
 }
 

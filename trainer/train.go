@@ -125,12 +125,10 @@ func (r *Recipe) bestRate() float64 {
 		return .1
 	case r.Loss == model.Softmax || r.Loss == model.IsoMax:
 		return .001
-	case r.Projection == ProjectionFull:
-		return .0002
-	case r.Projection == ProjectionLowRank:
-		return .0004
+	case r.Projection == ProjectionNone:
+		return .002
 	}
-	return .002
+	return .0002
 }
 
 // Options say what Train fits, on what.

@@ -142,6 +142,15 @@ func newArray(dt arrow.DataType, n, nulls int, valid []byte, buffers ...[]byte) 
 // A Number is a value of fixed width.
 type Number interface{ float32 | int32 | int64 }
 
+// Floats returns little-endian bytes as what they hold. They need not be
+// aligned: where Go runs Arrow, loads may be at any address.
+func Floats(b []byte) []float32 {
+	if len(b) < 4 {
+		return nil
+	}
+	return unsafe.Slice((*float32)(unsafe.Pointer(&b[0])), len(b)/4)
+}
+
 // Bytes returns the memory of values as bytes: Arrow's buffers are
 // little-endian, as every machine that Go runs Arrow on.
 func Bytes[T Number](values []T) []byte {

@@ -200,7 +200,7 @@ func (l *Logits) stats(s *logitScratch, x []float32, out []LogitStats) {
 	}
 	if l.kind != InnerProduct {
 		l.loops.gaps(x, l.d, s.inv[:n], l.rows, s.class[:n], s.gap[:n])
-		l.loops.distances(values, l.c, stride, s.a[:n], s.b[:n], float32(-l.scale))
+		l.loops.roots(values, l.c, stride, s.a[:n], s.b[:n], float32(-l.scale))
 		for i := range n {
 			values[i*stride+int(s.class[i])] = float32(-l.scale * math.Sqrt(float64(s.gap[i])))
 		}

@@ -42,6 +42,9 @@ const (
 	innerBlock  = 256
 	columnBlock = 1024
 	rowBlocks   = 768
+	// Up to so many rows of a, it does not pay to pack a b that is in row-major
+	// order already.
+	inPlaceRows = 512
 )
 
 // A multiplyScratch is the scratch of Multiply.
@@ -80,18 +83,22 @@ func multiply(l *loops, s *multiplyScratch, c, a, b Matrix, add bool) {
 		kb := min(innerBlock, k-k0)
 		for n0 := 0; n0 < n; n0 += columnBlock {
 			nb := min(columnBlock, n-n0)
-			packBlock(s.b, b, k0, kb, n0, nb)
+			inPlace := 0 // columns of b
+			if b.colStep == 1 && m <= inPlaceRows {
+				inPlace = nb / (2 * panelWidth) * 2 * panelWidth
+			}
+			packBlock(l, s.b, b, k0, kb, n0, nb, inPlace)
 			for m0 := 0; m0 < m; m0 += rowBlocks {
 				mb := min(rowBlocks, m-m0)
-				multiplyBlock(l, s, c, a, m0, mb, n0, nb, k0, kb, add || k0 > 0)
+				multiplyBlock(l, s, c, a, b, m0, mb, n0, nb, k0, kb, inPlace, add || k0 > 0)
 			}
 		}
 	}
 }
 
-// multiplyBlock adds to a block of c the product of a block of a and the packed
-// block s.b.
-func multiplyBlock(l *loops, s *multiplyScratch, c, a Matrix, m0, mb, n0, nb, k0, kb int, add bool) {
+// multiplyBlock adds to a block of c the product of a block of a and one of b, of
+// which s.b holds the columns from inPlaceB on.
+func multiplyBlock(l *loops, s *multiplyScratch, c, a, b Matrix, m0, mb, n0, nb, k0, kb, inPlaceB int, add bool) {
 	// Tiles of rows that lie side by side are read where they are; others, and
 	// the last rows if they do not fill a tile, from a copy.
 	whole := mb / l.rows * l.rows
@@ -106,6 +113,10 @@ func multiplyBlock(l *loops, s *multiplyScratch, c, a Matrix, m0, mb, n0, nb, k0
 			panels = 2
 		}
 		width := min(panels*panelWidth, nb-j)
+		bv, step, next := s.b[j*kb:], panelWidth, panelWidth*kb
+		if j < inPlaceB {
+			bv, step, next = b.values[k0*b.rowStep+n0+j:], b.rowStep, panelWidth
+		}
 		for i := 0; i < mb; i += l.rows {
 			rows := min(l.rows, mb-i)
 			av, rowStep, colStep := s.a[max(0, i-inPlace)*kb:], 1, l.rows
@@ -118,9 +129,9 @@ func multiplyBlock(l *loops, s *multiplyScratch, c, a Matrix, m0, mb, n0, nb, k0
 				cv, stride, addHere = s.c, 2*panelWidth, false
 			}
 			if panels == 2 {
-				l.wideTile(kb, av, rowStep, colStep, s.b[j*kb:], panelWidth, panelWidth*kb, cv, stride, addHere)
+				l.wideTile(kb, av, rowStep, colStep, bv, step, next, cv, stride, addHere)
 			} else {
-				l.tile(kb, av, rowStep, colStep, s.b[j*kb:], panelWidth, cv, stride, addHere)
+				l.tile(kb, av, rowStep, colStep, bv, step, cv, stride, addHere)
 			}
 			if edge {
 				for r := range rows {
@@ -139,10 +150,10 @@ func multiplyBlock(l *loops, s *multiplyScratch, c, a Matrix, m0, mb, n0, nb, k0
 	}
 }
 
-// packBlock packs a block of b into panels; the columns that fill the last one
-// are zero.
-func packBlock(packed []float32, b Matrix, k0, kb, n0, nb int) {
-	for j := 0; j < nb; j += panelWidth {
+// packBlock packs a block of b into panels, from column first on; the columns
+// that fill the last one are zero.
+func packBlock(loops *loops, packed []float32, b Matrix, k0, kb, n0, nb, first int) {
+	for j := first; j < nb; j += panelWidth {
 		panel, width := packed[j*kb:][:panelWidth*kb], min(panelWidth, nb-j)
 		if width < panelWidth {
 			clear(panel)
@@ -154,9 +165,14 @@ func packBlock(packed []float32, b Matrix, k0, kb, n0, nb int) {
 			}
 			continue
 		}
+		done := 0
+		if width == panelWidth && b.rowStep == 1 {
+			done = kb &^ 7
+			loops.transpose(from, b.colStep, done, panel)
+		}
 		for x := range width {
 			column := from[x*b.colStep:]
-			for l := range kb {
+			for l := done; l < kb; l++ {
 				panel[l*panelWidth+x] = column[l*b.rowStep]
 			}
 		}

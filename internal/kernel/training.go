@@ -18,29 +18,100 @@ type expSum struct {
 	max, sum float32
 }
 
-// UnitDistances replaces the cosines of unit vectors, in rows of c, by their
-// distances √max(0, 2 − 2·cos).
-func UnitDistances(w *Workspace, cos []float32, c int) {
+// UnitDistances replaces the inner products of rows x_i and unit vectors p_k, in
+// rows of c, by the distances of the directions, √max(0, 2 − 2·x_i·p_k/‖x_i‖),
+// where norms holds the ‖x_i‖.
+func UnitDistances(w *Workspace, dots []float32, c int, norms []float32) {
 	implementation, _ := Active()
-	unitDistances(implementation.loops, &w.training, cos, c)
+	unitDistances(implementation.loops, &w.training, dots, c, norms)
 }
 
-func unitDistances(l *loops, s *trainingScratch, cos []float32, c int) {
-	rows := rowsOf(cos, c)
+func unitDistances(l *loops, s *trainingScratch, dots []float32, c int, norms []float32) {
+	rows := rowsOf(dots, c)
+	if len(norms) != rows {
+		panic("kernel: UnitDistances: dots and norms do not fit each other")
+	}
 	s.a, s.b = grow(s.a, rows), grow(s.b, rows)
-	for i := range rows {
-		s.a[i], s.b[i] = 2, -2
+	for i, norm := range norms {
+		s.a[i], s.b[i] = 2, -2/norm
 	}
-	l.distances(cos, c, c, s.a[:rows], s.b[:rows], 1)
+	l.roots(dots, c, c, s.a[:rows], s.b[:rows], 1)
 }
 
-// SquaredNorms sets out[i] to ‖x_i‖² for the rows of x, of d values each.
-func SquaredNorms(x []float32, d int, out []float32) {
+// Norms sets out[i] to ‖x_i‖ for the rows of x, of d values each; NaN or +Inf
+// where a value is.
+func Norms(x []float32, d int, out []float32) {
 	if len(x) != len(out)*d {
-		panic("kernel: SquaredNorms: x and out do not fit each other")
+		panic("kernel: Norms: x and out do not fit each other")
 	}
 	implementation, _ := Active()
-	implementation.loops.squares(x, d, out)
+	rowNorms(implementation.loops, x, d, out)
+}
+
+func rowNorms(l *loops, x []float32, d int, out []float32) {
+	l.squares(x, d, out)
+	for i, v := range out {
+		if v > 1e-24 && v < 1e37 {
+			out[i] = float32(math.Sqrt(float64(v)))
+		} else { // the squares may have left float32
+			out[i] = float32(math.Sqrt(sumOfSquares(x[i*d : (i+1)*d])))
+		}
+	}
+}
+
+// ScaleRows multiplies row i of x, of d values, by by[i].
+func ScaleRows(x []float32, d int, by []float32) {
+	if len(x) != len(by)*d {
+		panic("kernel: ScaleRows: x and by do not fit each other")
+	}
+	implementation, _ := Active()
+	implementation.loops.scaleRows(x, d, by)
+}
+
+// NormGradients turns the gradient g by the directions x_i/‖x_i‖ into the one by
+// the rows x_i, of d values each, where norms holds the ‖x_i‖:
+//
+//	g_i ← (g_i − (g_i·x_i)·x_i/‖x_i‖²)/‖x_i‖
+func NormGradients(w *Workspace, g, x []float32, d int, norms []float32) {
+	implementation, _ := Active()
+	normGradients(implementation.loops, &w.training, g, x, d, norms)
+}
+
+func normGradients(l *loops, s *trainingScratch, g, x []float32, d int, norms []float32) {
+	if len(g) != len(x) || len(x) != len(norms)*d {
+		panic("kernel: NormGradients: g, x and norms do not fit each other")
+	}
+	s.a = grow(s.a, len(norms))
+	for i, norm := range norms {
+		s.a[i] = 1 / norm
+	}
+	l.tangents(g, x, d, s.a[:len(norms)])
+}
+
+// An AdamWRate holds the factors of one step of AdamW.
+type AdamWRate struct {
+	newM, newV, keep, move, epsilon float32
+}
+
+// NewAdamWRate returns the factors of the step-th step, counted from 1, of
+// Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2,
+// with β1 = 0.9, β2 = 0.999 and ε = 1e-8.
+func NewAdamWRate(rate, decay float64, step int) *AdamWRate {
+	const beta1, beta2, epsilon = .9, .999, 1e-8
+	// m/c1 and √(v/c2) undo that both start at zero. c1 and c2 are taken out of
+	// the loop.
+	c1, c2 := 1-math.Pow(beta1, float64(step)), math.Sqrt(1-math.Pow(beta2, float64(step)))
+	return &AdamWRate{newM: 1 - beta1, newV: 1 - beta2, keep: float32(1 - rate*decay), move: float32(rate * c2 / c1), epsilon: float32(epsilon * c2)}
+}
+
+// AdamW moves values against their gradient, with the means m of the gradient
+// and v of its square, which start at zero.
+func AdamW(value, grad, m, v []float32, rate *AdamWRate) {
+	if len(value) != len(grad) || len(m) != len(grad) || len(v) != len(grad) {
+		panic("kernel: AdamW: value, grad, m and v do not fit each other")
+	}
+	implementation, _ := Active()
+	implementation.loops.adamW(value, grad, m, v, rate)
 }
 
 // Distances replaces the inner products of rows x_i and p_k, in rows of
@@ -62,7 +133,7 @@ func Distances(w *Workspace, dots, x2, p2 []float32) {
 		}
 		s.b[i] = -2
 	}
-	l.distances(dots, c, c, x2, s.b[:len(x2)], 1)
+	l.roots(dots, c, c, x2, s.b[:len(x2)], 1)
 }
 
 // SoftmaxLoss computes the cross-entropy of rows of c values v_i, with classes y:

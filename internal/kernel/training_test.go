@@ -153,15 +153,16 @@ func TestDistances(t *testing.T) {
 			cos[i] = float32(2*r.Float64() - 1)
 		}
 		cos[0], cos[len(cos)-1] = 1.0000001, float32(math.NaN())
+		norms := []float32{1, 0.5, 3}
 		for _, implementation := range Available() {
 			d, check := guarded(t, cos)
 			var s trainingScratch
-			unitDistances(implementation.loops, &s, d, c)
+			unitDistances(implementation.loops, &s, d, c, norms)
 			check()
 			for i, v := range cos {
-				want := math.Sqrt(max(0, 2-2*float64(v)))
+				want := math.Sqrt(max(0, 2-2*float64(v)/float64(norms[i/c])))
 				got := float64(d[i])
-				if math.IsNaN(want) != math.IsNaN(got) || math.Abs(got*got-want*want) > 5e-7 {
+				if math.IsNaN(want) != math.IsNaN(got) || math.Abs(got*got-want*want) > 5e-7*(1+want*want) {
 					t.Fatalf("%s, c=%d: distance %g of cosine %g, want %g", implementation, c, got, v, want)
 				}
 			}
@@ -189,8 +190,12 @@ func TestRawDistancesAndColumnSums(t *testing.T) {
 	const n, c, d = 7, 5, 19
 	x, p := normal(r, n*d, 1), normal(r, c*d, 1)
 	x2, p2, dots := make([]float32, n), make([]float32, c), make([]float32, n*c)
-	SquaredNorms(x, d, x2)
-	SquaredNorms(p, d, p2)
+	for i := range x2 {
+		x2[i] = float32(sumOfSquares(x[i*d : (i+1)*d]))
+	}
+	for k := range p2 {
+		p2[k] = float32(sumOfSquares(p[k*d : (k+1)*d]))
+	}
 	var w Workspace
 	Multiply(&w, RowMajor(dots, n, c), RowMajor(x, n, d), RowMajor(p, c, d).T(), false)
 	Distances(&w, dots, x2, p2)
@@ -210,6 +215,99 @@ func TestRawDistancesAndColumnSums(t *testing.T) {
 		}
 		if math.Abs(float64(sums[k])-total) > 1e-5*total {
 			t.Errorf("sum of column %d: %g, want %g", k, sums[k], total)
+		}
+	}
+}
+
+func TestNormsAndTheirGradients(t *testing.T) {
+	r := rand.New(rand.NewPCG(35, 1))
+	for d := 1; d <= 130; d++ {
+		const rows = 5
+		x := normal(r, rows*d, 1)
+		for i, scale := range []float32{1e-25, 1, 1e30} {
+			for j := range d {
+				x[i*d+j] *= scale
+			}
+		}
+		x[3*d+d/2], x[4*d+d-1] = float32(math.NaN()), float32(math.Inf(-1))
+		for _, implementation := range Available() {
+			got := make([]float32, rows)
+			rowNorms(implementation.loops, x, d, got)
+			for i, v := range got {
+				want := math.Sqrt(sumOfSquares(x[i*d : (i+1)*d]))
+				if !(math.Abs(float64(v)-want) <= 1e-6*want) && math.IsNaN(want) == (float64(v) == float64(v)) {
+					t.Fatalf("%s, d=%d: norm %g, want %g", implementation, d, v, want)
+				}
+			}
+			g := normal(r, 2*d, 1)
+			out, check := guarded(t, g)
+			var s trainingScratch
+			normGradients(implementation.loops, &s, out, x[d:3*d], d, got[1:3])
+			check()
+			for i := range 2 {
+				row, norm, dot := x[(i+1)*d:(i+2)*d], float64(got[1+i]), 0.
+				for j, v := range row {
+					dot += float64(v) / norm * float64(g[i*d+j])
+				}
+				for j, v := range row {
+					want := (float64(g[i*d+j]) - dot*float64(v)/norm) / norm
+					if !(math.Abs(float64(out[i*d+j])-want) <= 3e-6*(1+math.Abs(dot))/norm+1e-37) {
+						t.Fatalf("%s, d=%d: gradient %g, want %g", implementation, d, out[i*d+j], want)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestScaleRows(t *testing.T) {
+	for c := 1; c <= 70; c++ {
+		for _, implementation := range Available() {
+			x := make([]float32, 2*c)
+			for i := range x {
+				x[i] = float32(i)
+			}
+			out, check := guarded(t, x)
+			implementation.loops.scaleRows(out, c, []float32{2, 3})
+			check()
+			for i, v := range out {
+				if v != x[i]*float32(2+i/c) {
+					t.Fatalf("%s, c=%d: value %d: %g", implementation, c, i, v)
+				}
+			}
+		}
+	}
+}
+
+func TestAdamW(t *testing.T) {
+	r := rand.New(rand.NewPCG(36, 1))
+	for n := range 70 {
+		for _, implementation := range Available() {
+			start := normal(r, n, 1)
+			value, check := guarded(t, start)
+			m, checkM := guarded(t, make([]float32, n))
+			v, checkV := guarded(t, make([]float32, n))
+			x, m64, v64 := make([]float64, n), make([]float64, n), make([]float64, n)
+			for i, s := range start {
+				x[i] = float64(s)
+			}
+			for step := 1; step <= 5; step++ {
+				grad := normal(r, n, 1)
+				implementation.loops.adamW(value, grad, m, v, NewAdamWRate(.1, .2, step))
+				check()
+				checkM()
+				checkV()
+				for i, g := range grad {
+					g := float64(g)
+					m64[i] = .9*m64[i] + .1*g
+					v64[i] = .999*v64[i] + .001*g*g
+					c1, c2 := 1-math.Pow(.9, float64(step)), 1-math.Pow(.999, float64(step))
+					x[i] = x[i]*(1-.1*.2) - .1*(m64[i]/c1)/(math.Sqrt(v64[i]/c2)+1e-8)
+					if !(math.Abs(float64(value[i])-x[i]) <= 1e-5) {
+						t.Fatalf("%s, n=%d, step %d: value %g, want %g", implementation, n, step, value[i], x[i])
+					}
+				}
+			}
 		}
 	}
 }

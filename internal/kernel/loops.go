@@ -10,19 +10,24 @@ const panelWidth = 16
 const tileRows = 24
 
 // loops are the inner loops of one implementation. Each of them equals its
-// twin in tile_go.go to rounding, and reads and writes nothing else.
+// twin in loops_go.go to rounding, and reads and writes nothing else.
 type loops struct {
 	rows int // of the left operand in a tile
 	// tile multiplies by one panel, wideTile by two, or is nil.
-	tile       func(k int, a []float32, rowStride, stepA int, b []float32, stepB int, c []float32, strideC int, add bool)
-	wideTile   func(k int, a []float32, rowStride, stepA int, b []float32, stepB, nextPanel int, c []float32, strideC int, add bool)
+	tile     func(k int, a []float32, rowStride, stepA int, b []float32, stepB int, c []float32, strideC int, add bool)
+	wideTile func(k int, a []float32, rowStride, stepA int, b []float32, stepB, nextPanel int, c []float32, strideC int, add bool)
+	// transpose sets to[panelWidth·j+i] to from[i·stride+j] for i under panelWidth
+	// and j under k, a multiple of 8.
+	transpose  func(from []float32, stride, k int, to []float32)
 	squares    func(x []float32, d int, out []float32)
 	peaks      func(v []float32, n, stride int, tie, limit []float32, out []peak)
-	distances  func(v []float32, n, stride int, a, b []float32, s float32)
+	roots      func(v []float32, n, stride int, a, b []float32, s float32)
 	sums       func(v []float32, n, stride int, out []sums)
 	gaps       func(x []float32, d int, inv []float32, p []float32, class []int32, out []float32)
 	exps       func(v []float32, n int, scale float32, out []expSum)
 	scaleRows  func(v []float32, n int, by []float32)
+	tangents   func(g, x []float32, d int, inv []float32)
+	adamW      func(value, grad, m, v []float32, rate *AdamWRate)
 	divideRows func(g, d []float32, n int, factor float32, out []float32)
 }
 

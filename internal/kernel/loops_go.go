@@ -5,8 +5,9 @@ import "math"
 // goLoops are the definitions.
 var goLoops = loops{
 	rows: 4,
-	tile: tileGo, squares: squaresGo, peaks: peaksGo, distances: distancesGo, sums: sumsGo, gaps: gapsGo,
+	tile: tileGo, transpose: transposeGo, squares: squaresGo, peaks: peaksGo, roots: rootsGo, sums: sumsGo, gaps: gapsGo,
 	exps: expsGo, scaleRows: scaleRowsGo, divideRows: divideRowsGo,
+	tangents: tangentsGo, adamW: adamWGo,
 }
 
 // tileGo computes c = a·b, or c += a·b with add, where a is 4×k with rows
@@ -40,6 +41,14 @@ func tileGo(k int, a []float32, rowStride, stepA int, b []float32, stepB int, c 
 	}
 }
 
+func transposeGo(from []float32, stride, k int, to []float32) {
+	for i := range panelWidth {
+		for j, v := range from[i*stride:][:k] {
+			to[panelWidth*j+i] = v
+		}
+	}
+}
+
 // squaresGo sets out[i] to Σ x_ij² over the d values of row i.
 func squaresGo(x []float32, d int, out []float32) {
 	for i := range out {
@@ -68,8 +77,8 @@ func peaksGo(v []float32, n, stride int, tie, limit []float32, out []peak) {
 	}
 }
 
-// distancesGo replaces the values v of row i by s·√max(0, a_i + b_i·v).
-func distancesGo(v []float32, n, stride int, a, b []float32, s float32) {
+// rootsGo replaces the values v of row i by s·√max(0, a_i + b_i·v).
+func rootsGo(v []float32, n, stride int, a, b []float32, s float32) {
 	for i := range a {
 		for j, x := range v[i*stride:][:n] {
 			v[i*stride+j] = s * float32(math.Sqrt(float64(max(0, a[i]+b[i]*x))))
@@ -152,5 +161,30 @@ func divideRowsGo(g, d []float32, n int, factor float32, out []float32) {
 			row[j] = factor * v / max(by[j], MinDistance)
 		}
 		out[i] = float32(s)
+	}
+}
+
+// tangentsGo replaces each row g by inv·(g − inv²·(g·x)·x), for the rows x of d
+// values and inv the inverse of the norm of each.
+func tangentsGo(g, x []float32, d int, inv []float32) {
+	for i, f := range inv {
+		row, along := g[i*d:][:d], x[i*d:][:d]
+		var dot float64
+		for j, v := range row {
+			dot += float64(v) * float64(along[j])
+		}
+		part := f * (f * float32(dot)) // f² may leave float32
+		for j := range row {
+			row[j] = f * (row[j] - part*along[j])
+		}
+	}
+}
+
+// adamWGo is AdamW.
+func adamWGo(value, grad, m, v []float32, rate *AdamWRate) {
+	for i, g := range grad {
+		m[i] += rate.newM * (g - m[i])
+		v[i] += rate.newV * (g*g - v[i])
+		value[i] = rate.keep*value[i] - rate.move*m[i]/(float32(math.Sqrt(float64(v[i])))+rate.epsilon)
 	}
 }
