@@ -4,17 +4,21 @@
 //	driftstreams --dir FOLDER --mean-time 100000
 //
 // FOLDER holds calibration.npy, float32 [n], and any number of other .npy files,
-// float32 [streams, length]. For each of these it prints the places of all
+// float32 [streams, length]; classes/ may hold the predicted classes of all of
+// them, numbers in float32 too. For each of these it prints the places of all
 // alarms by detector and stream. An alarm is acknowledged at once, so that the
 // detector goes on.
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
@@ -47,7 +51,14 @@ func run(dir string, meanTime float64, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	slices.Sort(calibration)
+	of := func(name string, n int) ([]int32, error) {
+		return readClasses(filepath.Join(dir, "classes", name+".npy"), n)
+	}
+	class, err := of("calibration", len(calibration))
+	if err != nil {
+		return err
+	}
+	base := baseline(calibration, class)
 	paths, err := filepath.Glob(filepath.Join(dir, "*.npy"))
 	if err != nil {
 		return err
@@ -65,9 +76,14 @@ func run(dir string, meanTime float64, out io.Writer) error {
 		if len(shape) != 2 {
 			return fmt.Errorf("%s: shape %v, want [streams, length]", path, shape)
 		}
+		class, err := of(name, len(scores))
+		if err != nil {
+			return err
+		}
 		all := alarms{}
 		for i := range shape[0] {
-			got, err := watch(calibration, scores[i*shape[1]:(i+1)*shape[1]], meanTime)
+			from, to := i*shape[1], (i+1)*shape[1]
+			got, err := watch(base, scores[from:to], class[from:to], meanTime)
 			if err != nil {
 				return err
 			}
@@ -80,22 +96,41 @@ func run(dir string, meanTime float64, out io.Writer) error {
 	return json.NewEncoder(out).Encode(found)
 }
 
+// baseline sorts the calibration by score.
+func baseline(scores []float32, class []int32) drift.Baseline {
+	order := make([]int, len(scores))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(scores[a], scores[b]) })
+	base := drift.Baseline{Model: "m"}
+	most := int32(0)
+	for _, i := range order {
+		base.Scores, base.Class = append(base.Scores, scores[i]), append(base.Class, class[i])
+		most = max(most, class[i])
+	}
+	for c := range most + 1 {
+		base.Classes = append(base.Classes, strconv.Itoa(int(c)))
+	}
+	return base
+}
+
 // watch returns the places of the alarms in one stream, by detector.
-func watch(calibration, scores []float32, meanTime float64) (map[string][]int, error) {
+func watch(base drift.Baseline, scores []float32, class []int32, meanTime float64) (map[string][]int, error) {
 	cfg := drift.DefaultConfig()
 	cfg.MeanTimeToFalseAlarm = time.Duration(meanTime * float64(time.Second))
 	second := int64(1_700_000_000)
 	clock := func() time.Time { return time.Unix(second, 0) }
-	base := drift.Baseline{Model: "m", Scores: calibration, Class: make([]int32, len(calibration)), Classes: []string{"all"}}
 	w, err := drift.New(cfg, "scores", base, clock, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
-	b := drift.Batch{Model: "m", Offset: make([]int64, 1), Row: make([]int32, 1), Class: make([]int32, 1), OOD: make([]bool, 1), Time: make([]int64, 1)}
+	b := drift.Batch{Model: "m", Offset: make([]int64, 1), Row: make([]int32, 1), OOD: make([]bool, 1), Time: make([]int64, 1)}
 	found := map[string][]int{}
 	for i := range scores {
 		second++
 		b.Offset[0], b.Time[0], b.Score = int64(i), second*1e6, scores[i:i+1]
+		b.Class = class[i : i+1]
 		raised := false
 		for _, a := range w.Observe(&b) {
 			if slices.Contains(drift.Detectors[:], a.Detector) {
@@ -108,6 +143,25 @@ func watch(calibration, scores []float32, meanTime float64) (map[string][]int, e
 		}
 	}
 	return found, nil
+}
+
+// readClasses returns n zeros where there is no such file.
+func readClasses(path string, n int) ([]int32, error) {
+	class := make([]int32, n)
+	values, _, err := readNPY(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return class, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(values) != n {
+		return nil, fmt.Errorf("%s: %d classes for %d scores", path, len(values), n)
+	}
+	for i, v := range values {
+		class[i] = int32(v)
+	}
+	return class, nil
 }
 
 var npyHeader = regexp.MustCompile(`'descr': '<f4'.*'fortran_order': False.*'shape': \(([0-9, ]+)\)`)
