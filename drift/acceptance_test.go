@@ -15,8 +15,6 @@ import (
 //
 //	go test -tags acceptance -run Acceptance -v ./drift
 
-var defaultTolerance = DefaultConfig().Tolerance
-
 // In-control streams: how many raise an alarm by A/10.
 func TestAcceptanceFalseAlarmsEarly(t *testing.T) {
 	const streams, a, most = 2000, 1e4, 168
@@ -176,15 +174,6 @@ func TestAcceptanceDelay(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-func mixed(share float64) func(*rand.Rand) float64 {
-	return func(r *rand.Rand) float64 {
-		if r.Float64() < share {
-			return 3 + r.NormFloat64()
-		}
-		return r.NormFloat64()
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
+	"strings"
 	"time"
 )
 
@@ -28,8 +30,14 @@ type Config struct {
 	StateFile        string          `yaml:"state_file"`
 	SnapshotInterval time.Duration   `yaml:"snapshot_interval"`
 	Incidents        IncidentsConfig `yaml:"incidents"`
-	// RetrainWebhook is called when retraining is recommended; "": nothing is.
-	RetrainWebhook string `yaml:"retrain_webhook"`
+	// RetrainWebhook is called when retraining is recommended.
+	RetrainWebhook WebhookConfig `yaml:"retrain_webhook"`
+}
+
+// A WebhookConfig is an address in URL or in the file URLFile; neither: nowhere.
+type WebhookConfig struct {
+	URL     string `yaml:"url"`
+	URLFile string `yaml:"url_file"`
 }
 
 // A Tolerance is how far a mean may move in the direction of an alarm, in units
@@ -93,9 +101,31 @@ func (c *Config) Validate() error {
 	check(c.SnapshotInterval > 0, "snapshot_interval: %v must be positive", c.SnapshotInterval)
 	check(c.Incidents.Keep > 0, "incidents.keep: %d must be positive", c.Incidents.Keep)
 	check(c.Incidents.Samples >= 0 && c.Incidents.Samples <= maxSampledRecords, "incidents.samples: %d must be between 0 and %d", c.Incidents.Samples, maxSampledRecords)
-	if c.RetrainWebhook != "" {
-		u, err := url.Parse(c.RetrainWebhook)
-		check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "", "retrain_webhook: %q is not an http or https address", c.RetrainWebhook)
+	hook := c.RetrainWebhook
+	check(hook.URL == "" || hook.URLFile == "", "retrain_webhook: url and url_file are both set; choose one")
+	if hook.URL != "" {
+		check(isHTTP(hook.URL), "retrain_webhook.url: %q is not an http or https address", hook.URL)
 	}
 	return errors.Join(all...)
+}
+
+func isHTTP(address string) bool {
+	u, err := url.Parse(address)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+}
+
+// Address returns where to post, or "". It reads URLFile anew each time.
+func (c *WebhookConfig) Address() (string, error) {
+	if c.URLFile == "" {
+		return c.URL, nil
+	}
+	text, err := os.ReadFile(c.URLFile)
+	if err != nil {
+		return "", fmt.Errorf("drift.retrain_webhook.url_file: %w", err)
+	}
+	address := strings.TrimSpace(string(text))
+	if !isHTTP(address) { // it may hold a token: not shown
+		return "", fmt.Errorf("drift.retrain_webhook.url_file: %s holds no http or https address", c.URLFile)
+	}
+	return address, nil
 }

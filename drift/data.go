@@ -15,8 +15,9 @@ type Baseline struct {
 }
 
 // A Batch is what one model said of n consecutive records of one partition. All
-// slices have length n, but for Embedding with n×D values, and for Segment and
-// Embedding, which may be nil where the configuration doesn't ask for them.
+// slices have length n, but for Embedding with n×D values. ID, Segment and
+// Embedding may be nil where the configuration doesn't ask for them. Nothing of
+// it is kept after Observe.
 type Batch struct {
 	Model     string
 	Partition int32
@@ -28,9 +29,13 @@ type Batch struct {
 	OOD   []bool
 	// Time is the record's own, in microseconds since 1970.
 	Time      []int64
-	Segment   []string // "": none
+	ID        Texts
+	Segment   Texts // "": none
 	Embedding []float32
 }
+
+// Texts are a column of texts, as Arrow has it.
+type Texts interface{ Value(i int) string }
 
 // The names of the two detectors.
 const (
@@ -41,9 +46,13 @@ const (
 // Detectors are both.
 var Detectors = [2]string{Shift, Change}
 
+// Retrain is the detector of an Alarm that recommends retraining: shift has
+// stayed active, and its evidence against much wider limits is enough.
+const Retrain = "retrain"
+
 // An Alarm is a detector whose evidence has reached the threshold.
 type Alarm struct {
-	Detector string `json:"detector"`
+	Detector string `json:"detector"` // shift, change or retrain
 	// Segment is empty for the stream as a whole.
 	Segment string    `json:"segment,omitempty"`
 	Model   string    `json:"model_version"`
@@ -54,6 +63,10 @@ type Alarm struct {
 	Onset     Onset   `json:"onset"`
 	// Features are sorted by their evidence, the one that drives the alarm first.
 	Features []FeatureEvidence `json:"features"`
+	// Classes are the most frequent of late, Records those with the most extreme
+	// scores since the onset: the lowest, where their sinking drives the alarm.
+	Classes []ClassShare `json:"classes"`
+	Records []Sample     `json:"records"`
 }
 
 // An Onset is the estimate of when the change began: the block of records at

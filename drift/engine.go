@@ -16,6 +16,7 @@ type options struct {
 	block     int // 0: by the stream
 	reference int // live records that make one
 	project   bool
+	samples   int
 	key       uint64
 }
 
@@ -112,6 +113,7 @@ type engine struct {
 	shiftLimits   []float64
 	retrain       recursion
 	urn           *urn
+	sampler       sampler
 
 	records, ood  int64
 	featureSums   [scoreFeatures]float64 // of shift, since the start of the process
@@ -129,7 +131,7 @@ type warmup struct {
 
 // newEngine begins without evidence.
 func newEngine(o *options, calibration *reference, segment bool, now float64) *engine {
-	e := &engine{options: o, calibration: calibration, segment: segment, urn: newUrn(calibration.n(), segment)}
+	e := &engine{options: o, calibration: calibration, segment: segment, urn: newUrn(calibration.n(), segment), sampler: sampler{size: o.samples}}
 	if !e.needsLive() {
 		e.refer(calibration)
 	}
@@ -308,7 +310,8 @@ func (e *engine) acknowledge(now float64) {
 	e.recommended = false
 }
 
-// recommend decides whether retraining is recommended.
+// recommend decides whether retraining is recommended, and reports whether it
+// is from now on.
 func (e *engine) recommend(now float64) bool {
 	s := &e.shift
 	if !s.active {
@@ -316,7 +319,7 @@ func (e *engine) recommend(now float64) bool {
 		return false
 	}
 	if e.recommended {
-		return true
+		return false
 	}
 	since := e.records - s.onset.RecordsBefore
 	e.recommended = e.retrain.evidence >= e.retrain.threshold && now-s.since >= retrainActive &&
@@ -328,14 +331,19 @@ func (e *engine) recommend(now float64) bool {
 	return e.recommended
 }
 
-// raise notes that an alarm of b began now, and tells of it.
-func (e *engine) raise(b *betting, name string, classes []string, now float64) Alarm {
-	b.since = now
-	b.onset = e.onsetOf(b)
-	return Alarm{
+// alarm tells of the evidence of b as it is now.
+func (e *engine) alarm(b *betting, name string, classes []string, now float64) Alarm {
+	a := Alarm{
 		Detector: name, Time: seconds(now), Evidence: b.evidence, Threshold: b.threshold,
-		Onset: b.onset, Features: e.features(b, classes),
+		Onset: e.onsetOf(b), Features: e.features(b, classes),
 	}
+	reference := e.calibration.class
+	if e.reference != nil {
+		reference = e.reference.class
+	}
+	low := len(a.Features) > 0 && a.Features[0].Feature == Features[featDn]
+	a.Classes, a.Records = e.sampler.classes(reference, classes), e.sampler.samples(a.Onset.RecordsBefore, low, classes)
+	return a
 }
 
 func (e *engine) onsetOf(b *betting) Onset {

@@ -56,5 +56,7 @@ func normal(r *rand.Rand, n int) []float32 {
 	return v
 }
 
+var defaultTolerance = DefaultConfig().Tolerance
+
 // fiveValues rounds a score to one of five values.
 func fiveValues(x float64) float64 { return max(-2, min(2, float64(int(x+10.5)-10))) }

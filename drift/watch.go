@@ -44,14 +44,15 @@ type Watch struct {
 
 // New returns a Watch without evidence, or with that of the configured state
 // file if it was of the same topic, model and configuration. What is wrong with
-// a state file is logged, and costs its evidence only.
+// the content of a state file is logged, and costs its evidence only; that it
+// cannot be written is an error.
 func New(cfg Config, source string, base Baseline, clock func() time.Time, reg prometheus.Registerer, log *slog.Logger) (*Watch, error) {
 	w := &Watch{
 		cfg: cfg, source: source, clock: clock, log: log,
 		watermarks: make(map[int32]int64),
 		options: options{
 			threshold: cfg.threshold(), delta: delta, tolerance: cfg.Tolerance, block: cfg.Block,
-			reference: cfg.ReferenceRecords, project: cfg.Projections,
+			reference: cfg.ReferenceRecords, project: cfg.Projections, samples: cfg.Incidents.Samples,
 		},
 	}
 	var key [8]byte
@@ -60,6 +61,10 @@ func New(cfg Config, source string, base Baseline, clock func() time.Time, reg p
 	w.begin(base)
 	if cfg.StateFile != "" {
 		w.restore()
+		// What cannot be written is better known now than at the first snapshot.
+		if err := w.Save(); err != nil {
+			return nil, fmt.Errorf("drift.state_file: %w", err)
+		}
 	}
 	if err := reg.Register(newMetrics(w)); err != nil {
 		return nil, fmt.Errorf("drift: register metrics: %w", err)
@@ -133,7 +138,9 @@ func (w *Watch) Observe(b *Batch) []Alarm {
 		}
 	}
 	w.watermarks[b.Partition] = max(watermark, b.Offset[len(b.Offset)-1])
-	w.stream.recommend(now)
+	if w.stream.recommend(now) {
+		alarms = append(alarms, w.recommendation(now))
+	}
 	return alarms
 }
 
@@ -141,23 +148,29 @@ func (w *Watch) Observe(b *Batch) []Alarm {
 func (w *Watch) record(alarms []Alarm, b *Batch, i int, now float64) []Alarm {
 	bits := random(w.options.key, b.Partition, b.Offset[i], b.Row[i])
 	at := mark{time: now, recordTime: b.Time[i], offset: b.Offset[i], partition: b.Partition}
+	dim := len(b.Embedding) / len(b.Offset)
+	embedding := b.Embedding[i*dim:][:dim]
 	var proj *[projections]float32
 	if w.options.project {
-		proj = w.projector.project(b.Embedding[i*(len(b.Embedding)/len(b.Offset)):][:len(b.Embedding)/len(b.Offset)])
+		proj = w.projector.project(embedding)
 	}
-	alarms = w.feed(w.stream, "", alarms, bits, b, i, proj, &at, now)
+	if !w.cfg.Incidents.IncludeEmbedding {
+		embedding = nil
+	}
+	alarms = w.feed(w.stream, "", alarms, bits, b, i, proj, embedding, &at, now)
 	if w.cfg.MaxSegments > 0 {
 		name := ""
 		if b.Segment != nil {
-			name = b.Segment[i]
+			name = b.Segment.Value(i)
 		}
 		e, name := w.segment(name, now)
-		alarms = w.feed(e, name, alarms, bits, b, i, proj, &at, now)
+		alarms = w.feed(e, name, alarms, bits, b, i, proj, embedding, &at, now)
 	}
 	return alarms
 }
 
-func (w *Watch) feed(e *engine, segment string, alarms []Alarm, bits uint64, b *Batch, i int, proj *[projections]float32, at *mark, now float64) []Alarm {
+func (w *Watch) feed(e *engine, segment string, alarms []Alarm, bits uint64, b *Batch, i int, proj *[projections]float32, embedding []float32, at *mark, now float64) []Alarm {
+	e.sampler.offer(b, i, e.records, len(w.base.Classes), embedding)
 	shift, change := e.observe(bits, b.Score[i], b.Class[i], b.OOD[i], proj, at, now)
 	if shift {
 		alarms = append(alarms, w.raise(e, &e.shift, Shift, segment, now))
@@ -169,8 +182,17 @@ func (w *Watch) feed(e *engine, segment string, alarms []Alarm, bits uint64, b *
 }
 
 func (w *Watch) raise(e *engine, b *betting, detector, segment string, now float64) Alarm {
-	a := e.raise(b, detector, w.base.Classes, now)
+	a := e.alarm(b, detector, w.base.Classes, now)
 	a.Segment, a.Model = segment, w.base.Model
+	b.since, b.onset = now, a.Onset
+	return a
+}
+
+// recommendation returns the alarm that recommends retraining.
+func (w *Watch) recommendation(now float64) Alarm {
+	a := w.stream.alarm(&w.stream.shift, Retrain, w.base.Classes, now)
+	a.Model, a.Evidence, a.Threshold = w.base.Model, w.stream.retrain.evidence, w.stream.retrain.threshold
+	a.Onset.Records = w.stream.records - a.Onset.RecordsBefore
 	return a
 }
 

@@ -240,6 +240,8 @@ func (c *Config) Validate() error {
 	if err := c.Retrain.Validate(); err != nil {
 		all = append(all, err)
 	}
+	require(c.Alerts.OODBudget > c.Retrain.FalsePositiveRate || c.Retrain.FalsePositiveRate >= 1,
+		"alerts.ood_budget: %v must lie above retrain.false_positive_rate, %v: a healthy stream would use it up", c.Alerts.OODBudget, c.Retrain.FalsePositiveRate)
 	if err := c.Alerts.Validate(); err != nil {
 		all = append(all, err)
 	}

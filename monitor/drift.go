@@ -22,15 +22,13 @@ func baselineOf(m *model.Model) drift.Baseline {
 func (m *Monitor) warnOfBudget(mod *model.Model) {
 	if mod.Alpha >= m.cfg.Alerts.OODBudget {
 		m.log.Warn("the model's false-positive rate uses up the OOD-rate budget of the alert rules: raise alerts.ood_budget, or calibrate for a lower rate",
-			"version", mod.Version, "false_positive_rate", mod.Alpha, "budget", m.cfg.Alerts.OODBudget)
+			"version", mod.Version, "false_positive_rate", mod.Alpha, "ood_budget", m.cfg.Alerts.OODBudget)
 	}
 }
 
-// observeDrift lets the records of an acknowledged batch bet. It comes after
-// the acknowledgement and before the commit: what is not acknowledged comes
-// again and has not bet; what is not committed comes again too, and the Watch
-// passes it over by its watermark.
-func (w *worker) observeDrift(b *consumer.Batch, now *live, rec arrow.Record) error {
+// prepareDrift gathers what observeDrift will need: all that can fail comes
+// before anything is published.
+func (w *worker) prepareDrift(b *consumer.Batch, now *live, rec arrow.Record) error {
 	m := w.m
 	if m.drift == nil {
 		return nil
@@ -56,39 +54,35 @@ func (w *worker) observeDrift(b *consumer.Batch, now *live, rec arrow.Record) er
 		in.Time = append(in.Time, int64(t))
 	}
 	if m.cfg.Drift.MaxSegments > 0 {
-		segment, err := featurizer.Column[*array.String](rec, featurizer.ColSegment)
-		if err != nil {
+		// One that is absent has no bytes.
+		if in.Segment, err = featurizer.Column[*array.String](rec, featurizer.ColSegment); err != nil {
 			return err
 		}
-		in.Segment = in.Segment[:0]
-		for i := range segment.Len() {
-			name := ""
-			if segment.IsValid(i) {
-				name = segment.Value(i)
-			}
-			in.Segment = append(in.Segment, name)
-		}
 	}
-	if m.cfg.Drift.Projections {
+	if in.ID, err = featurizer.Column[*array.String](rec, featurizer.ColID); err != nil {
+		return err
+	}
+	if m.cfg.Drift.Projections || m.cfg.Drift.Incidents.IncludeEmbedding {
 		if in.Embedding, _, err = featurizer.Embeddings(rec); err != nil {
 			return err
 		}
 	}
-	m.drift.Forget(in.Partition, b.HighWatermark)
-	for _, alarm := range m.drift.Observe(in) {
-		m.alarm(alarm)
-	}
 	return nil
 }
 
-// alarm tells of an alarm that has just begun.
-func (m *Monitor) alarm(a drift.Alarm) {
-	top := ""
-	if len(a.Features) > 0 {
-		top = a.Features[0].Feature
+// observeDrift lets the records of a batch bet. It comes after all that the batch
+// led to is acknowledged: what is not acknowledged comes again, and has not bet.
+// What is not committed comes again too, and has: the Watch passes it over by its
+// watermark, or has lost it with the process that died, bets and all.
+func (w *worker) observeDrift(b *consumer.Batch) {
+	m := w.m
+	if m.drift == nil {
+		return
 	}
-	m.log.Warn("drift", "detector", a.Detector, "segment", a.Segment, "evidence_seconds", a.Evidence, "threshold_seconds", a.Threshold,
-		"onset", a.Onset.Time.UTC().Format(time.RFC3339), "partition", a.Onset.Partition, "offset", a.Onset.Offset, "top_feature", top)
+	m.drift.Forget(int32(b.Partition), b.HighWatermark)
+	for _, alarm := range m.drift.Observe(&w.driftBatch) {
+		m.alarm(alarm)
+	}
 }
 
 // keepDrift writes the state of drift from time to time until ctx is done.

@@ -40,6 +40,34 @@ func (m *Monitor) handler() http.Handler {
 		}
 		fmt.Fprintln(w, "in service:", m.live.Load().model.Version)
 	})
+	mux.HandleFunc("POST /-/drift/acknowledge", func(w http.ResponseWriter, _ *http.Request) {
+		switch {
+		case !m.cfg.Web.EnableLifecycle:
+			http.Error(w, "acknowledging over HTTP is off: set web.enable_lifecycle to true", http.StatusForbidden)
+		case m.drift == nil:
+			http.Error(w, "drift is off: set drift.enabled to true", http.StatusConflict)
+		default:
+			m.drift.Acknowledge()
+			m.log.Info("drift acknowledged: evidence starts at 0")
+			fmt.Fprintln(w, "OK")
+		}
+	})
+	mux.HandleFunc("GET /api/v1/incidents", func(w http.ResponseWriter, _ *http.Request) {
+		dir := m.cfg.Drift.Incidents.Dir
+		if dir == "" {
+			http.Error(w, "no incidents are kept: set drift.incidents.dir", http.StatusNotFound)
+			return
+		}
+		all, err := Incidents(dir)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(all); err != nil {
+			m.log.Debug("incidents not delivered", "error", err)
+		}
+	})
 	if m.cfg.Web.EnablePprof {
 		mux.HandleFunc("/debug/pprof/", pprof.Index) // and the profiles by name
 		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)

@@ -82,6 +82,9 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
 	}
 	defer results.Release()
+	if err := w.prepareDrift(b, now, rec); err != nil {
+		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
+	}
 	start = m.metrics.stage(stageScore, start)
 
 	if err := m.sink.Write(ctx, b.Partition, results); err != nil {
@@ -104,9 +107,7 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 		}
 		start = m.metrics.stage(stageCommit, start)
 	}
-	if err := w.observeDrift(b, now, rec); err != nil {
-		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
-	}
+	w.observeDrift(b)
 	m.metrics.stage(stageDrift, start)
 	m.metrics.observe(now, &w.scores)
 	m.tally.add(time.Now(), now, &w.scores, len(rejects))

@@ -40,7 +40,11 @@ func (m *Monitor) loadLive(ctx context.Context, dim int) (*live, error) {
 	if dim != 0 && mod.Dim() != dim {
 		return nil, fmt.Errorf("model %s is for embeddings of dimension %d, but this stream has %d; restart to change the dimension", version, mod.Dim(), dim)
 	}
-	s, err := scorer.New(mod)
+	newScorer := scorer.New
+	if m.cfg.Model.PerClass {
+		newScorer = scorer.NewPerClass
+	}
+	s, err := newScorer(mod)
 	if err != nil {
 		return nil, fmt.Errorf("model %s: %w", version, err)
 	}

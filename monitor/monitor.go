@@ -32,6 +32,7 @@ type Monitor struct {
 	torn      []int // lines of the registry's history, as last seen by poll
 	tally     tally
 	drift     *drift.Watch // nil: it is off
+	incidents chan *Incident
 	conn      *kafkaconn.Client
 	alerting  *alerting // nil where Prometheus evaluates the rules
 	consumer  *consumer.Consumer
@@ -44,7 +45,7 @@ type Monitor struct {
 // Run must be called next.
 func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	registry, series := newRegistry(cfg.Name)
-	m := &Monitor{cfg: cfg, log: log, started: time.Now(), registry: registry, metrics: newMetrics(series)}
+	m := &Monitor{cfg: cfg, log: log, started: time.Now(), registry: registry, metrics: newMetrics(series), incidents: make(chan *Incident, waitingIncidents)}
 	var err error
 	if m.models, err = model.OpenRegistry(cfg.Model.Registry); err != nil {
 		return nil, fmt.Errorf("model.registry: %w", err)
@@ -70,7 +71,11 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	if m.conn, err = kafkaconn.New(cfg.Kafka); err != nil {
 		return nil, err
 	}
-	if err := m.conn.Check(ctx, cfg.Input.Topic, cfg.Output.Topic, cfg.DeadLetter.Topic); err != nil {
+	topics := []string{cfg.Input.Topic, cfg.Output.Topic, cfg.DeadLetter.Topic}
+	if cfg.Drift.Incidents.Topic != "" {
+		topics = append(topics, cfg.Drift.Incidents.Topic)
+	}
+	if err := m.conn.Check(ctx, topics...); err != nil {
 		return nil, err
 	}
 	if m.sink, err = newSink(cfg, m.conn, series, log); err != nil {
@@ -104,6 +109,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	polling.Go(func() { m.poll(ctx) })
 	polling.Go(func() { m.alerting.run(ctx, instanceOf(m.Addresses()[0])) })
 	polling.Go(func() { m.keepDrift(ctx) })
+	polling.Go(func() { m.publishIncidents(ctx) })
 	polling.Go(func() { m.watch(ctx) })
 	now := m.live.Load().model
 	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,

@@ -16,6 +16,7 @@ type Scorer struct {
 	model     *model.Model
 	detector  detector
 	threshold float32
+	perClass  *model.Mondrian // nil: one threshold for all
 }
 
 // New prepares a model for scoring. A calibration set too small for the
@@ -29,13 +30,27 @@ func New(m *model.Model) (*Scorer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare scorer: %w", err)
 	}
-	return &Scorer{m, d, threshold}, nil
+	return &Scorer{model: m, detector: d, threshold: threshold}, nil
+}
+
+// NewPerClass prepares a model for scoring with a threshold, and p-values, for
+// each predicted class that has enough calibration records, and one for the rest.
+func NewPerClass(m *model.Model) (*Scorer, error) {
+	s, err := New(m)
+	if err != nil {
+		return nil, err
+	}
+	if s.perClass, err = m.Calibration.Mondrian(m.NumClasses(), m.Alpha, m.Delta); err != nil {
+		return nil, fmt.Errorf("prepare scorer: thresholds by class: %w", err)
+	}
+	return s, nil
 }
 
 // Model returns the model that the scorer was made from.
 func (s *Scorer) Model() *model.Model { return s.model }
 
-// Threshold returns the score above which a record is out of distribution.
+// Threshold returns the score above which a record is out of distribution; where
+// each class has its own, the one that would be for all.
 func (s *Scorer) Threshold() float32 { return s.threshold }
 
 // Scores are the answers for n records. Its slices are reused by the next call
@@ -90,8 +105,13 @@ func (s *Scorer) Score(w *Workspace, rec arrow.Record, out *Scores) error {
 			out.PValue[i], out.OOD[i] = float32(math.NaN()), false
 			continue
 		}
-		out.PValue[i] = s.model.Calibration.PValue(score)
-		out.OOD[i] = score > s.threshold
+		calibration, threshold := &s.model.Calibration, s.threshold
+		if s.perClass != nil {
+			category := s.perClass.Category[out.Class[i]]
+			calibration, threshold = &s.perClass.Calibration[category], s.perClass.Threshold[category]
+		}
+		out.PValue[i] = calibration.PValue(score)
+		out.OOD[i] = score > threshold
 	}
 	return nil
 }

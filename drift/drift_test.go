@@ -1,0 +1,656 @@
+package drift
+
+import (
+	"log/slog"
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// A fixture is a Watch with a clock of its own, and a source of batches.
+type fixture struct {
+	t       testing.TB
+	r       *rand.Rand
+	cfg     Config
+	base    Baseline
+	now     time.Time
+	watch   *Watch
+	reg     *prometheus.Registry
+	log     strings.Builder
+	offsets map[int32]int64
+}
+
+var classNames = []string{"a", "b", "c", "d"}
+
+// newFixture has a calibration of n N(0, 1) scores of four classes.
+func newFixture(t testing.TB, n int, change func(*Config)) *fixture {
+	t.Helper()
+	f := &fixture{
+		t: t, r: rand.New(rand.NewPCG(1, 1)), cfg: DefaultConfig(), now: time.Unix(1_700_000_000, 0),
+		offsets: make(map[int32]int64), base: Baseline{Model: "0123456789ab", Classes: classNames},
+	}
+	f.base.Scores = normal(f.r, n)
+	slices.Sort(f.base.Scores)
+	for range n {
+		f.base.Class = append(f.base.Class, int32(f.r.IntN(len(classNames))))
+	}
+	f.cfg.MeanTimeToFalseAlarm = 12 * time.Hour // threshold 86,400 s
+	f.cfg.Block = DefaultBlock
+	if change != nil {
+		change(&f.cfg)
+	}
+	f.open()
+	return f
+}
+
+// open starts a Watch, as a process that starts does.
+func (f *fixture) open() {
+	f.t.Helper()
+	f.reg = prometheus.NewRegistry()
+	var err error
+	f.watch, err = New(f.cfg, "topic", f.base, func() time.Time { return f.now }, f.reg, slog.New(slog.NewTextHandler(&f.log, nil)))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if f.cfg.StateFile == "" {
+		f.watch.options.key = 5 // the same in every run
+	}
+}
+
+type texts []string
+
+func (t texts) Value(i int) string { return t[i] }
+
+// A kind says what records are like.
+type kind struct {
+	score     func(r *rand.Rand) float64
+	class     func(r *rand.Rand) int
+	segment   string
+	embedding func(r *rand.Rand) []float32
+}
+
+func inControl(r *rand.Rand) float64 { return r.NormFloat64() }
+
+func (f *fixture) batch(partition int32, n int, k kind) *Batch {
+	b := &Batch{Model: f.base.Model, Partition: partition}
+	var ids, segments texts
+	for range n {
+		score := k.score(f.r)
+		class := f.r.IntN(len(classNames))
+		if k.class != nil {
+			class = k.class(f.r)
+		}
+		b.Offset = append(b.Offset, f.offsets[partition])
+		b.Row = append(b.Row, 0)
+		b.Score = append(b.Score, float32(score))
+		b.Class = append(b.Class, int32(class))
+		b.OOD = append(b.OOD, score > 2.5)
+		b.Time = append(b.Time, f.now.UnixMicro())
+		ids = append(ids, "id-"+time.Duration(f.offsets[partition]).String())
+		segments = append(segments, k.segment)
+		if k.embedding != nil {
+			b.Embedding = append(b.Embedding, k.embedding(f.r)...)
+		}
+		f.offsets[partition]++
+	}
+	b.ID, b.Segment = ids, segments
+	return b
+}
+
+// feed observes n records, ten a second, and returns the alarms.
+func (f *fixture) feed(n int, k kind) (alarms []Alarm) {
+	f.t.Helper()
+	for n > 0 {
+		size := min(n, 100)
+		n -= size
+		f.now = f.now.Add(time.Duration(size) * 100 * time.Millisecond)
+		alarms = append(alarms, f.watch.Observe(f.batch(0, size, k))...)
+	}
+	return alarms
+}
+
+func (f *fixture) evidence(detector string) float64 {
+	for _, d := range f.watch.Status().Detectors {
+		if d.Detector == detector {
+			return d.Evidence
+		}
+	}
+	f.t.Fatalf("no detector %s", detector)
+	return 0
+}
+
+// Each way to drift is noticed, named by the feature that drives it, and dated.
+func TestAlarm(t *testing.T) {
+	plain := func(r *rand.Rand, mean, sd float64) []float32 {
+		x := make([]float32, 64)
+		for j := range x {
+			x[j] = float32(mean*float64(j%2) + sd*r.NormFloat64())
+		}
+		return x
+	}
+	usual := func(r *rand.Rand) []float32 { return plain(r, 0, 1) }
+	for name, test := range map[string]struct {
+		after    kind
+		features []string // any of them
+		project  bool
+	}{
+		"outliers":         {kind{score: mixed(.2)}, []string{"t1", "t5"}, false},
+		"higher":           {kind{score: func(r *rand.Rand) float64 { return .5 + .9*r.NormFloat64() }}, []string{"up", "t5"}, false},
+		"lower":            {kind{score: func(r *rand.Rand) float64 { return -.7 + r.NormFloat64() }}, []string{"dn"}, false},
+		"narrower":         {kind{score: func(r *rand.Rand) float64 { return .5 * r.NormFloat64() }}, []string{"disp_dn"}, false},
+		"wider":            {kind{score: func(r *rand.Rand) float64 { return 1.5 * r.NormFloat64() }}, []string{"disp_up", "t1", "t5"}, false},
+		"class mix":        {kind{score: inControl, class: func(r *rand.Rand) int { return max(0, r.IntN(8)-4) }}, []string{"class"}, false},
+		"covariates":       {kind{score: inControl, embedding: func(r *rand.Rand) []float32 { return plain(r, .5, 1) }}, []string{"projection"}, true},
+		"same, projecting": {kind{score: mixed(.2)}, []string{"t1", "t5"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := 8000
+			f := newFixture(t, 10000, func(c *Config) {
+				if c.Projections = test.project; test.project {
+					c.ReferenceRecords = 5000
+				}
+			})
+			if test.after.embedding == nil {
+				test.after.embedding = usual
+			}
+			if alarms := f.feed(before, kind{score: inControl, embedding: usual}); len(alarms) > 0 {
+				t.Fatalf("before anything has changed: %+v", alarms)
+			}
+			changed := f.now
+			var shift *Alarm
+			for _, a := range f.feed(4000, test.after) {
+				if a.Detector == Shift {
+					shift = &a
+				}
+			}
+			if shift == nil {
+				t.Fatalf("no alarm; status %+v", f.watch.Status())
+			}
+			if top := shift.Features[0].Feature; !slices.Contains(test.features, top) {
+				t.Errorf("driven by %s, want one of %v: %+v", top, test.features, shift.Features)
+			}
+			if d := shift.Onset.Time.Sub(changed); d < -20*time.Second || d > 30*time.Second {
+				t.Errorf("onset %v after the change, want about 0", d)
+			}
+			if at := shift.Onset.RecordsBefore; at != shift.Onset.Offset || math.Abs(float64(at-int64(before))) > 300 {
+				t.Errorf("onset at record %d, offset %d; the change was at %d", at, shift.Onset.Offset, before)
+			}
+			top := shift.Features[0]
+			if !(top.After > top.Limit && top.Before < top.Limit) {
+				t.Errorf("mean of %s %g before, %g after; the limit is %g", top.Feature, top.Before, top.After, top.Limit)
+			}
+			if name == "outliers" && (shift.Onset.OODRateBefore > .02 || shift.Onset.OODRateAfter < .08 || shift.Records[0].Score < 3 || !shift.Records[0].OOD || !strings.HasPrefix(shift.Records[0].ID, "id-")) {
+				t.Errorf("OOD rate %g before, %g after; %+v", shift.Onset.OODRateBefore, shift.Onset.OODRateAfter, shift.Records[0])
+			}
+			if name == "lower" && shift.Records[0].Score > -2 {
+				t.Errorf("the scores sink, but the first record shown has %g", shift.Records[0].Score)
+			}
+			if name == "class mix" && (top.Detail != "a" || shift.Classes[0].Class != "a" || shift.Classes[0].Share < shift.Classes[0].Reference) {
+				t.Errorf("class %q leads; shares %+v", top.Detail, shift.Classes)
+			}
+			if len(shift.Records) > f.cfg.Incidents.Samples {
+				t.Errorf("%d records", len(shift.Records))
+			}
+		})
+	}
+}
+
+func mixed(share float64) func(*rand.Rand) float64 {
+	return func(r *rand.Rand) float64 {
+		if r.Float64() < share {
+			return 3 + r.NormFloat64()
+		}
+		return r.NormFloat64()
+	}
+}
+
+// The alarm ends when the stream is again as the reference, and counts once.
+func TestAlarmEnds(t *testing.T) {
+	f := newFixture(t, 10000, nil)
+	f.feed(2000, kind{score: mixed(.5)})
+	state := func() DetectorStatus { return f.watch.Status().Detectors[0] }
+	if s := state(); !s.Active || s.Alarms != 1 {
+		t.Fatalf("%+v", s)
+	}
+	f.feed(20000, kind{score: inControl})
+	if s := state(); s.Active || s.Alarms != 1 || s.Onset.IsZero() {
+		t.Errorf("after it: %+v", s)
+	}
+	f.feed(2000, kind{score: mixed(.5)})
+	if s := state(); !s.Active || s.Alarms != 2 {
+		t.Errorf("again: %+v", s)
+	}
+}
+
+// What has no finite score is passed over, whatever it is, and moves nothing.
+func TestInvalidScoresNeverBet(t *testing.T) {
+	f, g := newFixture(t, 10000, nil), newFixture(t, 10000, nil)
+	f.feed(1000, kind{score: inControl})
+	g.feed(1000, kind{score: inControl})
+	bad := []float64{math.NaN(), math.Inf(1), math.Inf(-1)}
+	n := 0
+	if alarms := f.feed(5000, kind{score: func(*rand.Rand) float64 { n++; return bad[n%3] }}); len(alarms) > 0 {
+		t.Errorf("alarms %+v", alarms)
+	}
+	b := f.batch(0, 100, kind{score: mixed(1)})
+	for i := range b.Class {
+		b.Class[i] = -1
+	}
+	f.watch.Observe(b)
+	if f.evidence(Shift) != g.evidence(Shift) || f.evidence(Change) != g.evidence(Change) {
+		t.Errorf("evidence %g and %g, without the invalid %g and %g", f.evidence(Shift), f.evidence(Change), g.evidence(Shift), g.evidence(Change))
+	}
+}
+
+// A process that is killed again and again, and reads from an offset at or before
+// its last snapshot, raises the alarms of one that is not, and ends at the same
+// evidence.
+func TestKilledAndReplayed(t *testing.T) {
+	const n = 12000
+	script := newFixture(t, 10000, func(c *Config) { c.StateFile = filepath.Join(t.TempDir(), "state") })
+	var batches []*Batch
+	var times []time.Time
+	for i := 0; i < n; i += 50 {
+		score := inControl
+		if i > 6000 {
+			score = mixed(.3)
+		}
+		script.now = script.now.Add(5 * time.Second)
+		batches = append(batches, script.batch(int32(i/50%3), 50, kind{score: score}))
+		times = append(times, script.now)
+	}
+	play := func(killed bool) (alarms []Alarm, at []float64) {
+		f := newFixture(t, 10000, func(c *Config) { c.StateFile = filepath.Join(t.TempDir(), "state") })
+		f.watch.options.key = 77
+		r := rand.New(rand.NewPCG(3, 3))
+		save := func() {
+			if err := f.watch.Save(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		save()
+		saved := 0 // batches in the snapshot
+		lost := 0  // alarms since
+		for i := 0; i < len(batches); i++ {
+			f.now = times[i]
+			new := f.watch.Observe(batches[i])
+			alarms = append(alarms, new...)
+			lost += len(new)
+			switch {
+			case !killed:
+			case r.IntN(10) == 0:
+				save()
+				saved, lost = i+1, 0
+			case r.IntN(20) == 0:
+				alarms = alarms[:len(alarms)-lost] // they died with the process
+				lost = 0
+				f.open()
+				i = max(0, saved-r.IntN(5)) - 1 // what was observed comes again
+			}
+		}
+		return alarms, []float64{f.evidence(Shift), f.evidence(Change)}
+	}
+	want, wantAt := play(false)
+	got, gotAt := play(true)
+	if len(want) < 2 {
+		t.Fatalf("%d alarms: the test shows nothing", len(want))
+	}
+	if !slices.Equal(gotAt, wantAt) {
+		t.Errorf("evidence %v, without kills %v", gotAt, wantAt)
+	}
+	if len(got) != len(want) {
+		t.Fatalf("%d alarms, without kills %d", len(got), len(want))
+	}
+	for i := range want {
+		if a, b := got[i], want[i]; a.Detector != b.Detector || a.Time != b.Time || a.Evidence != b.Evidence || a.Onset != b.Onset {
+			t.Errorf("alarm %d: %+v, without kills %+v", i, a, b)
+		}
+	}
+}
+
+// Records of a topic that was made anew have small offsets again.
+func TestForget(t *testing.T) {
+	f := newFixture(t, 10000, nil)
+	f.feed(1000, kind{score: inControl})
+	f.watch.Forget(0, 1000) // the end of the log: all is well
+	f.offsets[0] = 0
+	f.feed(160, kind{score: inControl})
+	if n := f.watch.stream.records; n != 1000 {
+		t.Errorf("%d records observed, want 1000: the replay counts", n)
+	}
+	f.watch.Forget(0, 160)
+	f.offsets[0] = 0
+	f.feed(160, kind{score: inControl})
+	if n := f.watch.stream.records; n != 1160 {
+		t.Errorf("%d records observed, want 1160", n)
+	}
+}
+
+// While no alarm begins, a stretch of the stream maps the evidence R before it to
+// P·R+V: the maps of two stretches compose to that of both.
+func TestEvidenceIsAffine(t *testing.T) {
+	const n = 4000
+	r := rand.New(rand.NewPCG(9, 9))
+	calibration := normal(r, 10000)
+	scores, bits := normal(r, n), make([]uint64, n)
+	for i := range bits {
+		bits[i] = r.Uint64()
+	}
+	// run returns R of each bet after the records from..to, begun with `begin`.
+	run := func(detector string, from, to int, begin float64) []float64 {
+		s := simulate(calibration, setting{detector, 1e12, defaultTolerance, DefaultBlock}, 3)
+		for i := range s.b.bets {
+			s.b.bets[i].r = begin
+		}
+		s.b.last = float64(from)
+		for i := from; i < to; i++ {
+			at := mark{}
+			s.e.observe(bits[i], scores[i], 0, false, nil, &at, float64(i+1))
+		}
+		var out []float64
+		for _, b := range s.b.bets {
+			out = append(out, b.r)
+		}
+		return out
+	}
+	for range 20 {
+		cut := DefaultBlock * (1 + r.IntN(n/DefaultBlock-2))
+		whole := run(Shift, 0, n, 0)
+		v1, v2, one := run(Shift, 0, cut, 0), run(Shift, cut, n, 0), run(Shift, cut, n, 1)
+		for i := range whole {
+			merged := (one[i]-v2[i])*v1[i] + v2[i]
+			if math.Abs(merged-whole[i]) > 1e-9*max(1, whole[i]) {
+				t.Errorf("cut at %d, bet %d: merged %g, in sequence %g", cut, i, merged, whole[i])
+			}
+		}
+	}
+}
+
+// A new model has another scale of scores: all begins anew.
+func TestRebase(t *testing.T) {
+	f := newFixture(t, 10000, nil)
+	f.feed(3000, kind{score: mixed(.3)})
+	if !f.watch.Status().Detectors[0].Active {
+		t.Fatal("no alarm")
+	}
+	old := f.base.Model
+	f.base.Model = "ffffffffffff"
+	f.base.Scores = slices.Clone(f.base.Scores)
+	for i := range f.base.Scores {
+		f.base.Scores[i] = 10 + 2*f.base.Scores[i]
+	}
+	f.watch.Rebase(f.base)
+	s := f.watch.Status().Detectors[0]
+	if s.Active || s.Evidence != 0 || s.Alarms != 1 {
+		t.Errorf("after the new model: %+v", s)
+	}
+	b := f.batch(0, 1000, kind{score: mixed(.5)})
+	b.Model = old // still under way when the model changed
+	f.watch.Observe(b)
+	if alarms := f.feed(5000, kind{score: func(r *rand.Rand) float64 { return 10 + 2*r.NormFloat64() }}); len(alarms) > 0 || f.watch.stream.records != 5000 {
+		t.Errorf("alarms %+v, %d records", alarms, f.watch.stream.records)
+	}
+}
+
+// A calibration that is too small is no reference: the first live records are.
+func TestLiveReference(t *testing.T) {
+	f := newFixture(t, 1000, func(c *Config) {
+		c.Block, c.ReferenceRecords = 0, 6000
+		c.StateFile = filepath.Join(t.TempDir(), "state")
+	})
+	live := kind{score: func(r *rand.Rand) float64 { return .3 + r.NormFloat64() }} // unlike the calibration, but steady
+	restart := func() {
+		t.Helper()
+		if err := f.watch.Save(); err != nil {
+			t.Fatal(err)
+		}
+		f.open()
+	}
+	f.feed(1500, live)
+	restart()
+	f.feed(3000, live)
+	restart()
+	s := f.watch.Status()
+	if s.Reference != (ReferenceStatus{"live", 4500, 6000}) || s.Detectors[0].Block != 0 || s.Detectors[1].Block < DefaultBlock {
+		t.Errorf("half-way: %+v", s)
+	}
+	f.feed(1500, live)
+	s = f.watch.Status()
+	if s.Reference != (ReferenceStatus{"live", 6000, 6000}) || s.Detectors[0].Block != 1 {
+		t.Errorf("with independent records a block has 1: %+v", s)
+	}
+	restart()
+	for _, a := range f.feed(20000, live) {
+		if a.Detector == Shift {
+			t.Errorf("%+v", a)
+		}
+	}
+	if f.feed(3000, kind{score: mixed(.4)}); !f.watch.Status().Detectors[0].Active {
+		t.Errorf("no alarm: %+v", f.watch.Status())
+	}
+}
+
+// One tenant drifts: its alarm names it, and the others raise none.
+func TestSegments(t *testing.T) {
+	f := newFixture(t, 10000, func(c *Config) { c.MaxSegments, c.ReferenceRecords, c.Block = 2, 2000, 0 })
+	segments := []string{"eu", "us", "asia", ""} // the last two are watched together
+	offset := map[string]float64{"us": 1}
+	var alarms []Alarm
+	feed := func(rounds int, drifting string) {
+		for range rounds {
+			for _, s := range segments {
+				score := func(r *rand.Rand) float64 { return offset[s] + r.NormFloat64() }
+				if s == drifting {
+					score = func(r *rand.Rand) float64 { return offset[s] + mixed(.6)(r) }
+				}
+				alarms = append(alarms, f.feed(50, kind{score: score, segment: s})...)
+			}
+		}
+	}
+	of := func() map[string]int {
+		n := make(map[string]int)
+		for _, a := range alarms {
+			n[a.Segment]++
+		}
+		return n
+	}
+	feed(100, "none")
+	if n := of(); n["eu"]+n["us"]+n[OtherSegments] > 0 {
+		t.Fatalf("before anything has changed: %v", n)
+	}
+	feed(60, "us")
+	if n := of(); n["us"] == 0 || n["eu"]+n[OtherSegments] > 0 {
+		t.Errorf("alarms by segment: %v", n)
+	}
+	s := f.watch.Status().Segments
+	if len(s) != 3 || s[0].Segment != "us" || s[0].Records != 8000 || !s[0].Detectors[0].Active {
+		t.Errorf("status: %+v", s)
+	}
+	for series, want := range map[string]float64{
+		"oodmon_segment_drift_active,shift,us": 1, "oodmon_segment_drift_active,shift,eu": 0, "oodmon_segment_records_total,_other": 16000,
+		"oodmon_segment_drift_alarms_total,change,_other": 0,
+	} {
+		if got, ok := f.gather()[series]; !ok || got != want {
+			t.Errorf("%s is %g, want %g", series, got, want)
+		}
+	}
+	if f.watch.stream.threshold != 2*4*f.cfg.MeanTimeToFalseAlarm.Seconds() {
+		t.Errorf("threshold %g s: the detectors together must meet the budget", f.watch.stream.threshold)
+	}
+}
+
+// Retraining is recommended for a large change that lasts, once.
+func TestRetrainRecommended(t *testing.T) {
+	f := newFixture(t, 10000, nil)
+	f.feed(1000, kind{score: inControl})
+	var first time.Time
+	changed := f.now
+	count := 0
+	feed := func(hours int) {
+		for range hours {
+			f.now = f.now.Add(time.Hour - 10*time.Second)
+			for _, a := range f.feed(100, kind{score: mixed(.3)}) {
+				if a.Detector == Retrain {
+					count++
+					if first = a.Time; a.Onset.Records < 1000 || a.Features[0].Evidence == 0 {
+						t.Errorf("%+v", a)
+					}
+				}
+			}
+		}
+	}
+	feed(40)
+	if count != 1 || first.Sub(changed) < 24*time.Hour || !f.watch.Status().RetrainRecommended {
+		t.Fatalf("recommended %d times, first %v after the change; status %v", count, first.Sub(changed), f.watch.Status().RetrainRecommended)
+	}
+	// A new model that does not help is not a reason to retrain again at once.
+	f.base.Model = "ffffffffffff"
+	f.watch.Rebase(f.base)
+	if f.watch.Status().RetrainRecommended {
+		t.Error("recommended still, with the new model in service")
+	}
+	feed(24 * 5)
+	if count != 1 {
+		t.Errorf("recommended again within 7 days")
+	}
+	feed(24 * 3)
+	if count != 2 {
+		t.Errorf("recommended %d times after the 7 days, want twice", count)
+	}
+}
+
+// What is acknowledged is the new normal for change. shift holds on to the
+// reference.
+func TestAcknowledge(t *testing.T) {
+	f := newFixture(t, 10000, nil)
+	small := kind{score: func(r *rand.Rand) float64 { return .4 + r.NormFloat64() }}
+	f.feed(3000, kind{score: inControl})
+	f.feed(4000, small)
+	if s := f.watch.Status(); !s.Detectors[1].Active {
+		t.Fatalf("%+v", s)
+	}
+	f.watch.Acknowledge()
+	if s := f.watch.Status(); s.Detectors[0].Evidence != 0 || s.Detectors[1].Active {
+		t.Errorf("%+v", s)
+	}
+	f.feed(8000, small)
+	if s := f.watch.Status(); s.Detectors[1].Active || !s.Detectors[0].Active {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A stop of years, or a clock that jumps, is no evidence.
+func TestClockJumps(t *testing.T) {
+	f := newFixture(t, 10000, nil)
+	for _, jump := range []time.Duration{5 * 365 * 24 * time.Hour, -10 * 365 * 24 * time.Hour, 5 * 365 * 24 * time.Hour} {
+		f.now = f.now.Add(jump)
+		if alarms := f.feed(2000, kind{score: inControl}); len(alarms) > 0 {
+			t.Errorf("after a jump of %v: %+v", jump, alarms)
+		}
+	}
+	f.now = f.now.Add(-10 * 365 * 24 * time.Hour)
+	if alarms := f.feed(2000, kind{score: mixed(.5)}); len(alarms) != 2 {
+		t.Errorf("%d alarms after the clock was set back, want 2", len(alarms))
+	}
+}
+
+// gather returns the value of each series, named with the values of its labels.
+func (f *fixture) gather() map[string]float64 {
+	f.t.Helper()
+	families, err := f.reg.Gather()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	values := make(map[string]float64)
+	for _, family := range families {
+		for _, m := range family.Metric {
+			name := family.GetName()
+			for _, l := range m.Label {
+				name += "," + l.GetValue()
+			}
+			values[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	return values
+}
+
+func TestMetrics(t *testing.T) {
+	f := newFixture(t, 10000, nil)
+	f.feed(3200, kind{score: mixed(.3)})
+	values := f.gather()
+	for series, want := range map[string]float64{
+		"oodmon_drift_active,change": 1, "oodmon_drift_active,shift": 1, "oodmon_drift_alarms_total,change": 1, "oodmon_drift_alarms_total,shift": 1,
+		"oodmon_drift_threshold_seconds,change": 86400, "oodmon_drift_threshold_seconds,shift": 86400,
+		"oodmon_reference_info,calibration,0123456789ab": 1, "oodmon_reference_records": 10000, "oodmon_retrain_recommended": 0, "oodmon_state_snapshot_timestamp_seconds": 0,
+	} {
+		if got, ok := values[series]; !ok || got != want {
+			t.Errorf("%s is %g, want %g", series, got, want)
+		}
+	}
+	if n := values["oodmon_feature_sum_total,up"] + values["oodmon_feature_sum_total,dn"]; math.Abs(n-3200) > 1e-6 {
+		t.Errorf("up and dn add up to %g, want the 3200 records", n)
+	}
+	if mean, limit := values["oodmon_feature_sum_total,t1"]/3200, values["oodmon_feature_limit_ratio,t1"]; mean < .1 || limit < .015 || limit > .025 {
+		t.Errorf("t1: mean %g, limit %g", mean, limit)
+	}
+	if at := values["oodmon_drift_onset_timestamp_seconds,shift"]; math.Abs(at-1_700_000_000) > 60 {
+		t.Errorf("onset %f", at)
+	}
+	if e := values["oodmon_drift_evidence_seconds,shift"]; e < 86400 {
+		t.Errorf("evidence %g", e)
+	}
+}
+
+func TestObserveAllocatesNothing(t *testing.T) {
+	f := newFixture(t, 10000, func(c *Config) { c.MaxSegments = 2 })
+	b := f.batch(0, 1024, kind{score: inControl, segment: "eu"})
+	next := func() {
+		f.now = f.now.Add(time.Second)
+		f.watch.Observe(b)
+		for i := range b.Offset {
+			b.Offset[i] += int64(len(b.Offset))
+		}
+	}
+	for range 30 { // past the warm-up of the segment
+		next()
+	}
+	if n := testing.AllocsPerRun(50, next); n != 0 {
+		t.Errorf("%v allocations a batch, want 0", n)
+	}
+}
+
+// The whole of Observe: ranks, both detectors, the sampled extremes.
+func BenchmarkObserve(b *testing.B) {
+	for name, change := range map[string]func(*Config){
+		"default":     func(c *Config) {},
+		"block=1":     func(c *Config) { c.Block = 1 },
+		"segments":    func(c *Config) { c.MaxSegments = 2 },
+		"projections": func(c *Config) { c.Projections = true },
+	} {
+		b.Run(name, func(b *testing.B) {
+			f := newFixture(b, 10000, change)
+			batch := f.batch(0, 4096, kind{score: inControl, segment: "eu", embedding: func(r *rand.Rand) []float32 { return normal(r, 64) }})
+			next := func() {
+				f.now = f.now.Add(time.Second)
+				f.watch.Observe(batch)
+				for i := range batch.Offset {
+					batch.Offset[i] += int64(len(batch.Offset))
+				}
+			}
+			for range 4 {
+				next()
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				next()
+			}
+			b.ReportMetric(float64(b.N)*float64(len(batch.Offset))/b.Elapsed().Seconds(), "records/s")
+		})
+	}
+}

@@ -1,0 +1,236 @@
+package drift
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestBlockFor(t *testing.T) {
+	for tau, want := range map[float64]int{1: 1, 1.2: 1, 1.3: 4, 2: 4, 2.1: 8, 8: 16, 19: 64, 32: 64, 1e9: maxBlock} {
+		if got := blockFor(tau); got != want {
+			t.Errorf("autocorrelation time %g: blocks of %d, want %d", tau, got, want)
+		}
+	}
+}
+
+func TestAutocorrelationTime(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	series := func(next func() float64) []float32 {
+		v := make([]float32, 10000)
+		for i := range v {
+			v[i] = float32(next())
+		}
+		return v
+	}
+	x, n := 0., 0
+	for _, test := range []struct {
+		name       string
+		values     []float32
+		want, near float64
+	}{
+		{"independent", series(r.NormFloat64), 1, .15},
+		{"AR(0.9)", series(func() float64 { x = .9*x + r.NormFloat64(); return x }), 19, 5},
+		{"each 8 times", series(func() float64 {
+			if n++; n%8 == 1 {
+				x = r.NormFloat64()
+			}
+			return x
+		}), 8, 2},
+		{"constant", make([]float32, 10000), 1, 0},
+	} {
+		if got := autocorrelationTime(test.values); math.Abs(got-test.want) > test.near {
+			t.Errorf("%s: %g, want %g", test.name, got, test.want)
+		}
+	}
+}
+
+// While calibration and live scores are exchangeable, the p-values of the urn
+// are uniform and independent; also with few distinct scores.
+func TestUrnIsUniform(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	for name, draw := range map[string]func() float64{
+		"continuous": r.NormFloat64, "five values": func() float64 { return fiveValues(r.NormFloat64()) },
+	} {
+		for _, empty := range []bool{false, true} {
+			const streams, n, live, bins = 4000, 50, 5, 10
+			var count [bins]int
+			product, sum := 0., 0.
+			for range streams {
+				v := make([]float32, n)
+				for i := range v {
+					v[i] = float32(draw())
+				}
+				slices.Sort(v)
+				ref, urn := newReference(false, v, nil, nil, r.Uint64()), newUrn(n, empty)
+				last := .5
+				for range live {
+					cell := cellOf(ref.gap(float32(draw()), r.Uint32()), n)
+					p := urn.p(cell, r.Float64())
+					urn.add(cell, 1)
+					count[min(bins-1, int(p*bins))]++
+					product += (p - .5) * (last - .5)
+					sum += p
+					last = p
+				}
+			}
+			chi := 0.
+			for _, c := range count {
+				d := float64(c) - streams*live/bins
+				chi += d * d / (streams * live / bins)
+			}
+			if chi > 27.9 { // 0.1 % of chi-squared with 9 degrees of freedom
+				t.Errorf("%s, began empty %v: chi-squared %g over %v", name, empty, chi, count)
+			}
+			if c := product / (streams * live) * 12; math.Abs(c) > .03 {
+				t.Errorf("%s, began empty %v: correlation of neighbours %g", name, empty, c)
+			}
+		}
+	}
+}
+
+// The rank among the reference, with a place among equals.
+func TestGap(t *testing.T) {
+	ref := newReference(false, []float32{1, 2, 2, 2, 3}, nil, nil, 1)
+	for _, test := range []struct {
+		score float32
+		tie   uint32
+		want  int
+	}{{0, 7, 0}, {1, 0, 0}, {1.5, 7, 1}, {2, 0, 1}, {2, math.MaxUint32, 4}, {2.5, 7, 4}, {4, 7, 5}} {
+		if got := ref.gap(test.score, test.tie); got != test.want {
+			t.Errorf("%g with tie %d: %d, want %d", test.score, test.tie, got, test.want)
+		}
+	}
+	if !slices.IsSorted(ref.ties[1:4]) {
+		t.Errorf("ties %v", ref.ties)
+	}
+}
+
+// The limits of shift hold for 95 of 100 references: each mean of the true
+// distribution is at or below.
+func TestShiftLimits(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	const draws = 1000
+	above := 0
+	for range draws {
+		v := make([]float32, 1000)
+		class := make([]int64, 40)
+		for i := range v {
+			v[i] = float32(r.Float64())
+			class[r.IntN(len(class))]++
+		}
+		slices.Sort(v)
+		ref := newReference(false, v, class, nil, 1)
+		l := layoutOf(ref)
+		limits := shiftLimits(ref, &l, Tolerance{}, delta)
+		// The mean over scores uniform in [0, 1], exactly: integrate over the gaps.
+		var mean [scoreFeatures]float64
+		for gap := range len(v) + 1 {
+			lo, hi := 0., 1.
+			if gap > 0 {
+				lo = float64(v[gap-1])
+			}
+			if gap < len(v) {
+				hi = float64(v[gap])
+			}
+			width, above := hi-lo, len(v)-gap
+			if above < 10 {
+				mean[featT1] += width
+			}
+			if above < 50 {
+				mean[featT5] += width
+			}
+			var sums [4]float64
+			rank(sums[:], (float64(above)+.5)/float64(len(v)+1))
+			for i, s := range sums {
+				mean[featUp+i] += width * s
+			}
+		}
+		bad := false
+		for i, m := range mean {
+			bad = bad || m > limits[i]
+		}
+		shares := make([]float64, l.groupCount)
+		for c := range class {
+			shares[l.groups[c]] += 1. / float64(len(class))
+		}
+		for g, s := range shares {
+			bad = bad || s > limits[scoreFeatures+g]
+		}
+		if bad {
+			above++
+		}
+	}
+	if share := float64(above) / draws; share > delta+2.326*math.Sqrt(delta*(1-delta)/draws) {
+		t.Errorf("a limit is too low for a share of %g of the references, want at most %g", share, delta)
+	}
+}
+
+// No bet can lose all, whatever the block's mean, and the weights add up to 1.
+func TestBetsAreFair(t *testing.T) {
+	ref := newReference(false, normal(rand.New(rand.NewPCG(4, 4)), 1000), []int64{700, 299, 1}, [][]float32{make([]float32, 1000)}, 1)
+	slices.Sort(ref.scores)
+	l := layoutOf(ref)
+	limits := shiftLimits(ref, &l, defaultTolerance, delta)
+	for _, block := range []int{1, 16, 4096} {
+		weight := 0.
+		for _, b := range components(&l, limits, block) {
+			weight += b.weight
+			if lowest := 1 - b.lambda*b.limit; !(lowest > 0) || !(b.lambda > 0) {
+				t.Errorf("blocks of %d, feature %d: lambda %g, limit %g", block, b.feature, b.lambda, b.limit)
+			}
+		}
+		if math.Abs(weight-1) > 1e-12 {
+			t.Errorf("blocks of %d: the weights add up to %g", block, weight)
+		}
+	}
+}
+
+func TestGroups(t *testing.T) {
+	class := make([]int64, 150)
+	for i := range class {
+		class[i] = 20
+	}
+	class[7] = 3000
+	ref := &reference{scores: make([]float32, 5980), class: class}
+	l := layoutOf(ref)
+	size := make([]int64, l.groupCount)
+	for c, g := range l.groups {
+		size[g] += class[c]
+	}
+	slices.Sort(size)
+	if l.groupCount != maxGroups || size[maxGroups-1] != 3000 || size[maxGroups-2]-size[0] > 20 {
+		t.Errorf("%d groups of sizes %v", l.groupCount, size)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	good := DefaultConfig()
+	if err := good.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		change func(*Config)
+		want   string
+	}{
+		{func(c *Config) { c.MeanTimeToFalseAlarm = time.Second }, "drift.mean_time_to_false_alarm: 1s must be at least 1m"},
+		{func(c *Config) { c.Tolerance.Mean = .5 }, "drift.tolerance.mean: 0.5 must be at least 0 and below 0.5"},
+		{func(c *Config) { c.Tolerance.Tail = math.NaN() }, "drift.tolerance.tail: NaN must be at least 0 and below 0.5"},
+		{func(c *Config) { c.Block = -1 }, "drift.block: -1 must be between 1 and 4096, or 0: chosen by the stream"},
+		{func(c *Config) { c.ReferenceRecords = 10 }, "drift.reference_records: 10 must be between 1000 and 1000000"},
+		{func(c *Config) { c.MaxSegments = 1001 }, "drift.max_segments: 1001 must be between 0 and 1000"},
+		{func(c *Config) { c.SnapshotInterval = 0 }, "drift.snapshot_interval: 0s must be positive"},
+		{func(c *Config) { c.Incidents.Keep = 0 }, "drift.incidents.keep: 0 must be positive"},
+		{func(c *Config) { c.Incidents.Samples = 2000 }, "drift.incidents.samples: 2000 must be between 0 and 1000"},
+		{func(c *Config) { c.RetrainWebhook.URL = "ftp://x" }, `drift.retrain_webhook.url: "ftp://x" is not an http or https address`},
+		{func(c *Config) { c.RetrainWebhook = WebhookConfig{"http://x", "y"} }, "drift.retrain_webhook: url and url_file are both set; choose one"},
+	} {
+		c := DefaultConfig()
+		test.change(&c)
+		if err := c.Validate(); err == nil || err.Error() != test.want {
+			t.Errorf("got  %v\nwant %s", err, test.want)
+		}
+	}
+}

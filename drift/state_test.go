@@ -1,0 +1,200 @@
+package drift
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/crc32"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// small has a state of a few kilobytes in which every part is present.
+func small(t testing.TB, file string) *fixture {
+	t.Helper()
+	f := newFixture(t, 40, func(c *Config) {
+		c.MaxSegments, c.ReferenceRecords, c.StateFile = 1, 1000, file
+	})
+	f.watch.options.key = 0x0102030405060708
+	f.feed(100, kind{score: inControl, segment: "eu"})
+	f.feed(30, kind{score: mixed(.5), segment: "us"})
+	return f
+}
+
+// The bytes of a state are those of version 1 of the format.
+func TestStateGolden(t *testing.T) {
+	golden := filepath.Join("testdata", "state-v1")
+	f := small(t, filepath.Join(t.TempDir(), "state"))
+	if err := f.watch.Save(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(f.cfg.StateFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Getenv("OODMON_UPDATE_GOLDEN") != "" {
+		if err := os.WriteFile(golden, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("the state has %d bytes and differs from %s, of %d: a new format needs a new version", len(got), golden, len(want))
+	}
+	// The header, by the byte table.
+	le := binary.LittleEndian
+	if string(want[:8]) != "OODDRIFT" || le.Uint32(want[8:]) != 1 || le.Uint32(want[12:]) != crc32.Checksum(want[16:], crc32.MakeTable(crc32.Castagnoli)) ||
+		le.Uint64(want[56:]) != 0x0102030405060708 || le.Uint32(want[64:]) != 1 || le.Uint64(want[72:]) != 129 {
+		t.Errorf("header % x", want[:80])
+	}
+}
+
+// What is restored is what was saved: it goes on the same.
+func TestStateRestored(t *testing.T) {
+	for name, change := range map[string]func(*Config){
+		"default":     func(c *Config) { c.Block = 0 },
+		"fixed block": func(c *Config) {},
+		"segments":    func(c *Config) { c.MaxSegments, c.ReferenceRecords = 2, 1000 },
+		"projections": func(c *Config) { c.Projections, c.ReferenceRecords, c.Block = true, 2500, 0 },
+	} {
+		for _, n := range []int{0, 7, 2047, 2048, 4011} {
+			f := newFixture(t, 6000, func(c *Config) {
+				change(c)
+				c.StateFile = filepath.Join(t.TempDir(), "state")
+			})
+			like := kind{score: inControl, segment: "eu", embedding: func(r *rand.Rand) []float32 { return normal(r, 20) }}
+			f.feed(n, like)
+			if err := f.watch.Save(); err != nil {
+				t.Fatal(err)
+			}
+			old := f.watch
+			f.open()
+			if a, b := old.encode(f.now), f.watch.encode(f.now); !bytes.Equal(a, b) {
+				t.Errorf("%s after %d records: restored, the state is another", name, n)
+			}
+			for range 30 {
+				f.now = f.now.Add(10 * time.Second)
+				b := f.batch(0, 100, like)
+				old.Observe(b)
+				f.watch.Observe(b)
+			}
+			if a, b := old.encode(f.now), f.watch.encode(f.now); !bytes.Equal(a, b) {
+				t.Errorf("%s after %d records: the restored one goes on otherwise", name, n)
+			}
+		}
+	}
+}
+
+// A state that is damaged, or of another model, topic or configuration, costs
+// its evidence, and says so.
+func TestStateRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	f := small(t, file)
+	if err := f.watch.Save(); err != nil {
+		t.Fatal(err)
+	}
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what, want string, content []byte) {
+		t.Helper()
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f.log.Reset()
+		f.open()
+		if n := f.watch.stream.records; n != 0 {
+			t.Errorf("%s: %d records are taken over", what, n)
+		}
+		if !strings.Contains(f.log.String(), want) || !strings.Contains(f.log.String(), "evidence starts at 0") {
+			t.Errorf("%s: the log says %q, want %q", what, f.log.String(), want)
+		}
+	}
+	for i := range good {
+		bad := slices.Clone(good)
+		bad[i] ^= 0x10
+		switch {
+		case i < 8:
+			refused("magic", "it is no drift state", bad)
+		case i < 12:
+			refused("version", "it belongs to another version of oodmon", bad)
+		case i%97 == 0 || i < 80:
+			refused("a bit", "it is damaged", bad)
+		}
+	}
+	refused("half of it", "it is damaged", good[:len(good)/2])
+	refused("nothing", "it is no drift state", nil)
+	refused("more", "it is damaged", append(slices.Clone(good), 0))
+	// Damage that the checksum does not tell.
+	for _, bad := range [][]byte{append(slices.Clone(good), 0), good[:len(good)-1]} {
+		bad = slices.Clone(bad)
+		binary.LittleEndian.PutUint32(bad[12:], crc32.Checksum(bad[16:], castagnoli))
+		refused("length", "it is damaged: ", bad)
+	}
+	f.cfg.MeanTimeToFalseAlarm *= 2
+	refused("configuration", "it belongs to another configuration", good)
+	f.cfg.MeanTimeToFalseAlarm /= 2
+	f.base.Model = "ffffffffffff"
+	refused("model", "it belongs to another model", good)
+	f.base.Model = "0123456789ab"
+	if err := os.WriteFile(file, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f.open(); f.watch.stream.records != 130 {
+		t.Errorf("%d records of the good state, want 130", f.watch.stream.records)
+	}
+}
+
+func TestStateCannotBeWritten(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "folder")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f := small(t, filepath.Join(dir, "state"))
+	written := f.watch.Status().Snapshot
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	f.now = f.now.Add(time.Minute)
+	if err := f.watch.Save(); err == nil || !strings.Contains(err.Error(), f.cfg.StateFile) {
+		t.Errorf("got %v", err)
+	}
+	if s := f.watch.Status().Snapshot; s != written {
+		t.Errorf("a snapshot of %v, but none was written since %v", s, written)
+	}
+	_, err := New(f.cfg, "topic", f.base, time.Now, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	if err == nil || !strings.HasPrefix(err.Error(), "drift.state_file: write "+f.cfg.StateFile) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Whatever a state holds, it is taken over or refused.
+func FuzzState(f *testing.F) {
+	x := small(f, "")
+	f.Add(x.watch.encode(x.now))
+	x.cfg.StateFile = "unused"
+	f.Fuzz(func(t *testing.T, state []byte) {
+		if len(state) < 64 {
+			return
+		}
+		state = slices.Clone(state)
+		copy(state, x.watch.encode(x.now)[:40])
+		binary.LittleEndian.PutUint32(state[12:], crc32.Checksum(state[16:], castagnoli))
+		w := &Watch{cfg: x.watch.cfg, source: x.watch.source, clock: x.watch.clock, options: x.watch.options, watermarks: make(map[int32]int64)}
+		w.begin(x.base)
+		if w.decode(state) == nil {
+			w.Observe(x.batch(0, 40, kind{score: inControl, segment: "eu"}))
+		}
+	})
+}

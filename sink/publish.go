@@ -1,0 +1,52 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+
+	"github.com/oodmon/oodmon/internal/kafkaconn"
+	"github.com/segmentio/kafka-go"
+)
+
+// Publish appends one JSON document to a topic that takes few of them, outside
+// of any transaction. It tries again until all in-sync replicas have it, what no
+// attempt can mend has happened, or ctx is done. It may be there twice.
+func Publish(ctx context.Context, conn *kafkaconn.Client, topic string, key, value []byte) error {
+	pause := firstPause
+	for {
+		err := publishOnce(ctx, conn, topic, key, value)
+		if err == nil {
+			return nil
+		}
+		err = fmt.Errorf("publish to %s: %w", topic, err)
+		if permanent(err) || errors.Is(err, kafka.UnknownTopicOrPartition) {
+			return err
+		}
+		if kafkaconn.Sleep(ctx, pause) != nil {
+			return errors.Join(err, context.Cause(ctx))
+		}
+		pause = min(lastPause, 2*pause)
+	}
+}
+
+func publishOnce(ctx context.Context, conn *kafkaconn.Client, topic string, key, value []byte) error {
+	meta, err := conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
+	if err != nil {
+		return err
+	}
+	if len(meta.Topics) != 1 || len(meta.Topics[0].Partitions) == 0 {
+		return kafka.UnknownTopicOrPartition
+	}
+	h := fnv.New32a()
+	_, _ = h.Write(key) // it never fails
+	answer, err := conn.Kafka.Produce(ctx, &kafka.ProduceRequest{
+		Topic: topic, Partition: int(h.Sum32() % uint32(len(meta.Topics[0].Partitions))), RequiredAcks: kafka.RequireAll,
+		Records: kafka.NewRecordReader(kafka.Record{Key: kafka.NewBytes(key), Value: kafka.NewBytes(value), Headers: jsonHeaders}),
+	})
+	if err != nil {
+		return err
+	}
+	return answer.Error
+}
