@@ -21,7 +21,8 @@ slow ones see fewer streams, which the table says.
 
 Two settings each: its default, and the one of a grid that has the shortest
 delay among those with at most one false alarm in 100,000 records of the null
-streams ("matched"). oodmon is told that rate and is not tuned.
+streams ("matched"). oodmon is told that rate and is not tuned. Alibi Detect is run
+at its default only.
 
 The real streams (--clinc: the folder of the CLINC150 embeddings) are scores of
 an IsoMax+ head that `oodmon train` fits: calibration and stream are two halves

@@ -6,8 +6,9 @@
 // FOLDER holds calibration.npy, float32 [n], and any number of other .npy files,
 // float32 [streams, length]; classes/ may hold the predicted classes of all of
 // them, numbers in float32 too. For each of these it prints the places of all
-// alarms by detector and stream. An alarm is acknowledged at once, so that the
-// detector goes on.
+// alarms by detector and stream. In null.npy, where false alarms are counted, an
+// alarm is acknowledged at once and both detectors begin anew; in the others none
+// is, so that the alarm of one does not cut short what the other gathers.
 package main
 
 import (
@@ -83,7 +84,7 @@ func run(dir string, meanTime float64, out io.Writer) error {
 		all := alarms{}
 		for i := range shape[0] {
 			from, to := i*shape[1], (i+1)*shape[1]
-			got, err := watch(base, scores[from:to], class[from:to], meanTime)
+			got, err := watch(base, scores[from:to], class[from:to], meanTime, name == "null")
 			if err != nil {
 				return err
 			}
@@ -116,7 +117,7 @@ func baseline(scores []float32, class []int32) drift.Baseline {
 }
 
 // watch returns the places of the alarms in one stream, by detector.
-func watch(base drift.Baseline, scores []float32, class []int32, meanTime float64) (map[string][]int, error) {
+func watch(base drift.Baseline, scores []float32, class []int32, meanTime float64, acknowledge bool) (map[string][]int, error) {
 	cfg := drift.DefaultConfig()
 	cfg.MeanTimeToFalseAlarm = time.Duration(meanTime * float64(time.Second))
 	second := int64(1_700_000_000)
@@ -138,7 +139,7 @@ func watch(base drift.Baseline, scores []float32, class []int32, meanTime float6
 				raised = true
 			}
 		}
-		if raised {
+		if raised && acknowledge {
 			w.Acknowledge()
 		}
 	}
