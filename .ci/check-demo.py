@@ -66,6 +66,8 @@ def summary(file):
         "detection rate at least ten times the chosen false-positive rate": s["detection_rate"] >= 10 * s["target_false_positive_rate"],
         "false-positive rate at most twice the chosen one": s["false_positive_rate"] <= 2 * s["target_false_positive_rate"],
         "noticed, and not before the first unknown digit": s["noticed"] is True and s["noticed_before_ood"] is False,
+        "OodmonDrift fired within 15 s of the first unknown digit, and not before it":
+            s["drift_delay_seconds"] is not None and 0 <= s["drift_delay_seconds"] < 15,
         "a model was fitted": len(s["model_version"]) == 12,
     }
     for check, held in checks.items():

@@ -283,7 +283,7 @@ func (a *active) keeps(now time.Time, keepFor time.Duration) bool {
 // alertSeries returns the labels of the alert's series in ALERTS.
 func (a *active) alertSeries(state string) labels.Labels {
 	b := labels.NewBuilder(a.labels)
-	b.Set(labels.MetricName, "ALERTS")
+	b.Set(model.MetricNameLabel, "ALERTS")
 	b.Set("alertstate", state)
 	return b.Labels()
 }
@@ -325,7 +325,7 @@ func (e *Evaluator) expand(ctx context.Context, r *rule, s promql.Sample, now ti
 		return out
 	}
 	b := labels.NewBuilder(s.Metric)
-	b.Del(labels.MetricName)
+	b.Del(model.MetricNameLabel)
 	for name, value := range r.Labels {
 		b.Set(name, text(name, value))
 	}

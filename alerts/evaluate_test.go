@@ -98,7 +98,7 @@ func (s scenario) run(t *testing.T, every time.Duration) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !e.store.wants(l.Get(labels.MetricName)) {
+		if !e.store.wants(l.Get(model.MetricNameLabel)) {
 			continue // no rule asks for it: it cannot matter
 		}
 		inputs = append(inputs, input{l, values})
@@ -197,7 +197,7 @@ groups:
 		t.Errorf("kept: %v", e.store.keep)
 	}
 
-	l := labels.FromStrings(labels.MetricName, "a")
+	l := labels.FromStrings(model.MetricNameLabel, "a")
 	const seconds = 20 * 3600
 	for i := range seconds {
 		e.store.append(l, int64(i)*1000, float64(i))

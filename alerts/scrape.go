@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/value"
 )
@@ -31,7 +32,7 @@ func (s *scraper) scrape(t int64) error {
 		if !s.to.wants(name) {
 			return
 		}
-		b := labels.NewBuilder(labels.FromStrings(labels.MetricName, name, "job", "oodmon", "instance", s.instance))
+		b := labels.NewBuilder(labels.FromStrings(model.MetricNameLabel, name, "job", "oodmon", "instance", s.instance))
 		for _, p := range pairs {
 			b.Set(p.GetName(), p.GetValue())
 		}

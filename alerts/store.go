@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
@@ -48,7 +49,7 @@ func (s *store) wants(metric string) bool {
 
 // append adds a sample of a wanted metric, later than the series' last.
 func (s *store) append(l labels.Labels, t int64, v float64) {
-	metric, hash := l.Get(labels.MetricName), l.Hash()
+	metric, hash := l.Get(model.MetricNameLabel), l.Hash()
 	of := s.series[metric]
 	if of == nil {
 		of = map[uint64]*series{}
@@ -106,7 +107,7 @@ type querier struct {
 func (q *querier) Select(_ context.Context, sorted bool, _ *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
 	metrics := slices.Collect(maps.Keys(q.store.series))
 	for _, m := range matchers {
-		if m.Name == labels.MetricName && m.Type == labels.MatchEqual {
+		if m.Name == model.MetricNameLabel && m.Type == labels.MatchEqual {
 			metrics = []string{m.Value}
 		}
 	}

@@ -136,7 +136,8 @@ func TestQueriesUseDocumentedMetrics(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"oodmon_ood_records_total", "oodmon_score", "oodmon_pvalue_bucket", "oodmon_consumer_lag_records", "oodmon_dead_letters_total"} {
+	for _, name := range []string{"oodmon_ood_records_total", "oodmon_score", "oodmon_pvalue_bucket", "oodmon_consumer_lag_records", "oodmon_dead_letters_total",
+		"oodmon_drift_evidence_seconds", "oodmon_drift_threshold_seconds", "oodmon_drift_feature_evidence_seconds", "oodmon_segment_drift_evidence_seconds", "oodmon_retrain_recommended"} {
 		if !used[name] {
 			t.Errorf("no panel shows %s", name)
 		}

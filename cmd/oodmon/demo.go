@@ -37,7 +37,7 @@ if every record that was sent was scored or dead-lettered, once.`,
 				return withExit(exitUsage, errors.New("--for must not be negative"))
 			}
 			opts := demo.Options{For: length, Address: address, Out: cmd.OutOrStdout(), Redraw: isTerminal(cmd.OutOrStdout())}
-			level := slog.LevelWarn
+			level := slog.LevelError // the story tells of alerts itself
 			if asJSON {
 				opts.Out, opts.Redraw = io.Discard, false
 			}

@@ -32,6 +32,9 @@ const (
 	// listenAddress is where the status page is, if the port is free.
 	listenAddress = "127.0.0.1:9095"
 	drainTimeout  = 20 * time.Second
+	// referenceRecords are the live records that drift compares with: the
+	// calibration of so little data is too small. It takes four seconds.
+	referenceRecords = 2000
 )
 
 // Options say how the story is told.
@@ -76,6 +79,10 @@ func Run(ctx context.Context, opts Options) (_ *Summary, err error) {
 	cfg.Input.Batch.MaxWait = 50 * time.Millisecond
 	cfg.Output.Topic, cfg.DeadLetter.Topic = scoresTopic, deadLetterTopic
 	cfg.Model.Registry = registry
+	// No Prometheus runs here: the monitor evaluates its own rules. The first
+	// calm seconds make the reference.
+	cfg.Alerts.Evaluate.Enabled, cfg.Alerts.Evaluate.Interval = true, time.Second
+	cfg.Drift.ReferenceRecords = referenceRecords
 	cfg.Web.ListenAddresses = []string{address(opts.Address)}
 	mon, err := monitor.New(ctx, cfg, opts.Log)
 	if err != nil {

@@ -158,7 +158,10 @@ func tell(ctx context.Context, dir string, brokers []string, mod *model.Model, m
 	if err := <-read; err != nil {
 		return nil, fmt.Errorf("read what the monitor wrote: %w", err)
 	}
-	return l.summarise(mod, time.Since(start)), nil
+	s := l.summarise(mod, time.Since(start))
+	first, _, _, _ := l.moment()
+	s.hear(t.fired, first)
+	return s, nil
 }
 
 // produce sends known digits, after calm also unknown ones, and now and then

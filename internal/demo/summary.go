@@ -3,7 +3,10 @@ package demo
 import (
 	"fmt"
 	"io"
+	"slices"
 	"time"
+
+	"github.com/oodmon/oodmon/alerts"
 )
 
 // A Summary compares what the monitor found with what was sent. Rates are
@@ -36,6 +39,28 @@ type Summary struct {
 	DelayRecords   int     `json:"delay_records"`
 	DelaySeconds   float64 `json:"delay_seconds"`
 	NoticedTooSoon bool    `json:"noticed_before_ood"`
+	// Alerts names those that fired. DriftDelaySeconds is from the first
+	// unknown digit to OodmonDrift, negative for a false alarm, null without one.
+	Alerts            []string `json:"alerts"`
+	DriftDelaySeconds *float64 `json:"drift_delay_seconds"`
+}
+
+// hear enters the alerts that fired. unknown is when the first unknown digit
+// was sent.
+func (s *Summary) hear(fired []alerts.Alert, unknown time.Time) {
+	s.Alerts = []string{}
+	for _, a := range fired {
+		if !slices.Contains(s.Alerts, a.Name()) {
+			s.Alerts = append(s.Alerts, a.Name())
+		}
+		if a.Name() == "OodmonDrift" && s.DriftDelaySeconds == nil {
+			delay := a.FiringSince.Sub(unknown).Seconds()
+			if unknown.IsZero() {
+				delay = -1
+			}
+			s.DriftDelaySeconds = &delay
+		}
+	}
 }
 
 // WriteText writes the summary for a person.
@@ -51,6 +76,13 @@ func (s *Summary) WriteText(w io.Writer) error {
 	case s.Noticed:
 		noticed = fmt.Sprintf("%d records (%v) after the first unknown digit", s.DelayRecords, time.Duration(s.DelaySeconds*float64(time.Second)).Round(10*time.Millisecond))
 	}
+	drift := "no"
+	switch d := s.DriftDelaySeconds; {
+	case d != nil && *d < 0:
+		drift = "a false alarm before the first unknown digit"
+	case d != nil:
+		drift = fmt.Sprintf("OodmonDrift fired %.1fs after the first unknown digit", *d)
+	}
 	_, err := fmt.Fprintf(w, `
 What was sent, and what was found
   records sent           %8d  = %d scored + %d dead-lettered, %d twice: %s
@@ -59,11 +91,12 @@ What was sent, and what was found
   false-positive rate    %7.2f%%  of the known digits flagged; chosen: at most %.0f %%
   detection rate         %7.1f%%  of the unknown digits flagged
   noticed                %s
+  alert                  %s
   model                  %s, fitted in this run
 `, s.Produced, s.Scored, s.DeadLettered, s.Duplicates, verdict,
 		s.InDistribution, 100*s.Accuracy,
 		s.OOD, 100*s.AUROC, 100*s.TNRAtTPR95,
 		100*s.FPR, 100*s.TargetFPR,
-		100*s.DetectionRate, noticed, s.ModelVersion)
+		100*s.DetectionRate, noticed, drift, s.ModelVersion)
 	return err
 }

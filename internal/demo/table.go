@@ -3,9 +3,12 @@ package demo
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/oodmon/oodmon/alerts"
 	"github.com/oodmon/oodmon/monitor"
 )
 
@@ -24,6 +27,24 @@ type table struct {
 	start  time.Time
 	calm   time.Duration
 	drawn  int // lines on the screen
+
+	fired []alerts.Alert // each label set once, in the order seen
+}
+
+// hear notes the alerts that fire for the first time, and returns them.
+func (t *table) hear(all []alerts.Alert) (fresh []alerts.Alert) {
+	for _, a := range all {
+		known := slices.ContainsFunc(t.fired, func(b alerts.Alert) bool { return maps.Equal(a.Labels, b.Labels) })
+		if a.State == alerts.StateFiring && !known {
+			fresh = append(fresh, a)
+		}
+	}
+	t.fired = append(t.fired, fresh...)
+	return fresh
+}
+
+func writeAlert(w io.Writer, a alerts.Alert) {
+	fmt.Fprintf(w, "ALERT %s (%s)  %s\n      %s\n", a.Name(), a.Labels["severity"], a.Annotations["summary"], a.Annotations["runbook_url"])
 }
 
 func (t *table) interval() time.Duration {
@@ -45,9 +66,13 @@ func (t *table) show(s monitor.Status, l *ledger) {
 	case !oodSince.IsZero():
 		news = fmt.Sprintf("unknown digits arrive since %v", now.Sub(oodSince).Round(100*time.Millisecond))
 	}
+	fresh := t.hear(s.Alerts)
 	if !t.redraw {
 		fmt.Fprintf(t.out, "%4.0fs  %6d records  %5.0f/s  OOD rate %5.1f%%  dead letters %3d  lag %4d  model %s  %s\n",
 			now.Sub(t.start).Seconds(), s.Records, s.RecordsPerSecond, 100*s.RecentOODRate, s.DeadLettered, s.Lag, s.Model, news)
+		for _, a := range fresh {
+			writeAlert(t.out, a)
+		}
 		return
 	}
 
@@ -72,6 +97,9 @@ func (t *table) show(s monitor.Status, l *ledger) {
 		fmt.Fprintf(&text, "%7.3f %s %-*s %d\n", float64(i)*width, mark, barWidth, strings.Repeat("█", bar), n)
 	}
 	fmt.Fprintf(&text, "\n%s\n", news)
+	for _, a := range t.fired {
+		writeAlert(&text, a)
+	}
 	if t.drawn > 0 {
 		fmt.Fprintf(t.out, "\x1b[%dA\x1b[J", t.drawn)
 	}
