@@ -122,7 +122,7 @@ func (c *Consumer) join(connected context.Context, brokers []string) (*kafka.Con
 		GroupBalancers:    []kafka.GroupBalancer{kafka.RangeGroupBalancer{}},
 		HeartbeatInterval: min(heartbeatInterval, c.cfg.SessionTimeout/3), SessionTimeout: c.cfg.SessionTimeout,
 		RebalanceTimeout: max(c.cfg.SessionTimeout, 2*c.cfg.DrainTimeout), JoinGroupBackoff: joinBackoff,
-		WatchPartitionChanges: true, PartitionWatchInterval: watchInterval, Timeout: groupTimeout,
+		Timeout: groupTimeout,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("consumer group %s: %w", c.cfg.Group, err)
@@ -161,6 +161,8 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 		<-g.Done()
 		close(ended)
 	})
+	// A function that returns ends the generation, and the group joins again.
+	generation.Start(c.watchAssignments)
 	var workers sync.WaitGroup
 	for _, a := range assigned {
 		workers.Add(1)
@@ -194,6 +196,55 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 	}
 	c.setMember(false)
 	c.metrics.assigned.Set(0)
+}
+
+// watchAssignments returns when ctx is done, or when the group has assigned more
+// or fewer partitions than the topic has: some were added, or the topic was
+// deleted, or made again. kafka-go's own watch compares the topic with itself,
+// and never sees what changed between the assignment and its first look.
+func (c *Consumer) watchAssignments(ctx context.Context) {
+	differed := false
+	for kafkaconn.Sleep(ctx, watchInterval) == nil {
+		assigned, have, err := c.assignments(ctx)
+		if err != nil || assigned == have {
+			differed = false // what fails is told by those who read
+			continue
+		}
+		if differed { // a cached answer would not twice
+			c.log.Info("the topic has other partitions than the group has assigned; joining again", "topic", c.cfg.Topic, "partitions", have, "assigned", assigned)
+			return
+		}
+		differed = true
+	}
+}
+
+// assignments returns how many partitions of the topic the group's members have,
+// and how many the topic has.
+func (c *Consumer) assignments(ctx context.Context) (assigned, have int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	groups, err := c.conn.Kafka.DescribeGroups(ctx, &kafka.DescribeGroupsRequest{GroupIDs: []string{c.cfg.Group}})
+	if err != nil {
+		return 0, 0, err
+	}
+	if len(groups.Groups) != 1 || groups.Groups[0].Error != nil || groups.Groups[0].GroupState != "Stable" {
+		return 0, 0, nil // it is joining
+	}
+	for _, member := range groups.Groups[0].Members {
+		for _, topic := range member.MemberAssignments.Topics {
+			if topic.Topic == c.cfg.Topic {
+				assigned += len(topic.Partitions)
+			}
+		}
+	}
+	meta, err := c.conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.cfg.Topic}})
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, topic := range meta.Topics {
+		have += len(topic.Partitions)
+	}
+	return assigned, have, nil
 }
 
 // count remembers how many partitions the topic had at first: those that come

@@ -858,3 +858,26 @@ func TestConsumerPassesOverABrokerThatDoesNotAnswer(t *testing.T) {
 	f.produce(0, "a", "b")
 	f.received("a", "b")
 }
+
+// A topic that is deleted and made again while the consumer runs is read from its
+// beginning.
+func TestConsumerFindsATopicMadeAgain(t *testing.T) {
+	f := newFixture(t, kafkatest.StartFake(t), 2)
+	f.start()
+	f.produce(0, "a", "b")
+	f.produce(1, "c")
+	f.received("a", "b", "c")
+	if _, err := f.Admin().DeleteTopics(t.Context(), f.cfg.Topic); err != nil {
+		t.Fatal(err)
+	}
+	kafkatest.Eventually(t, patience, func() error { // it notices, and joins for nothing
+		if n := f.metric("oodmon_consumer_assigned_partitions"); n != 0 {
+			return fmt.Errorf("%v partitions are assigned", n)
+		}
+		return nil
+	})
+	f.CreateTopic(f.cfg.Topic, 2)
+	f.Connect() // the client before knows the old topic
+	f.produce(1, "d")
+	f.received("a", "b", "c", "d")
+}
