@@ -8,11 +8,13 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 )
 
 const (
@@ -39,7 +41,8 @@ type Consumer struct {
 	member     bool      // of a generation
 	since      time.Time // when that last changed
 	partitions map[int]*progress
-	known      int // partitions of the topic when it was first seen
+	known      int         // partitions of the topic when it was first seen
+	remade     atomic.Bool // the topic has been away
 	fatal      error
 }
 
@@ -210,6 +213,9 @@ func (c *Consumer) watchAssignments(ctx context.Context) {
 			differed = false // what fails is told by those who read
 			continue
 		}
+		if have == 0 {
+			c.remade.Store(true) // for the one that comes
+		}
 		if differed { // a cached answer would not twice
 			c.log.Info("the topic has other partitions than the group has assigned; joining again", "topic", c.cfg.Topic, "partitions", have, "assigned", assigned)
 			return
@@ -284,6 +290,7 @@ type worker struct {
 	running   context.Context // until the consumer ends, or the partition is taken away
 	draining  context.Context // a while longer: for the batch in hand
 	claimed   bool            // where Config.Fence is set: since the last failure
+	vanished  bool            // the broker did not know the topic
 	handled   int64           // everything before is acknowledged
 	committed int64
 	when      time.Time // of the last commit
@@ -352,6 +359,9 @@ func (w *worker) step(handler Handler) error {
 	if w.position < 0 { // nothing is committed
 		return w.start()
 	}
+	if w.vanished {
+		return w.revisit()
+	}
 	err := w.fetch(w.running, func(b *Batch, next int64) error {
 		w.waiting(w.progress, w.position, w.end)
 		w.lag.Set(float64(max(0, w.end-w.position)))
@@ -380,8 +390,46 @@ func (w *worker) step(handler Handler) error {
 		w.lag.Set(float64(max(0, w.end-w.position)))
 	case errors.Is(err, kafka.OffsetOutOfRange) && !is[*handleError](err):
 		return w.reset()
+	case errors.Is(err, kafka.UnknownTopicOrPartition) || errors.Is(err, protocol.ErrNoTopic):
+		w.vanished = w.vanished || !is[*handleError](err) // that of the scores is another one
 	}
 	return err
+}
+
+// revisit finds out whether a topic that the broker did not know for a while is
+// still the one that was read. With a topic the broker deletes what groups have
+// committed in it: then this is another of the name, and the offset after the
+// last one read means nothing there.
+func (w *worker) revisit() error {
+	first, _, err := w.offsets(w.running)
+	if err != nil {
+		return err
+	}
+	answer, err := w.Consumer.conn.Kafka.OffsetFetch(w.running, &kafka.OffsetFetchRequest{
+		GroupID: w.cfg.Group, Topics: map[string][]int{w.topic: {w.partition}},
+	})
+	if err == nil {
+		err = answer.Error
+	}
+	if err == nil && len(answer.Topics[w.topic]) != 1 {
+		err = errors.New("the coordinator did not answer for this one partition")
+	}
+	if err == nil {
+		err = answer.Topics[w.topic][0].Error
+	}
+	if err != nil {
+		return fmt.Errorf("read the committed offset of %s[%d]: %w", w.topic, w.partition, err)
+	}
+	if answer.Topics[w.topic][0].CommittedOffset < 0 {
+		w.log.Error("the topic has been deleted and made again; going on at its beginning", "offset", w.position, "going_on_at", first)
+		w.remade.Store(true)
+		w.position, w.handled = first, first
+		if err := w.commit(); err != nil {
+			return err
+		}
+	}
+	w.vanished = false
+	return nil
 }
 
 // A handleError is what a handler returned.
@@ -438,6 +486,11 @@ func (w *worker) commit() error {
 		}
 		err = fmt.Errorf("commit %s[%d] at offset %d: %w", w.topic, w.partition, w.handled, err)
 		w.failed(opCommit, err)
+		if errors.Is(err, kafka.UnknownTopicOrPartition) {
+			w.vanished = true // to commit it in the topic that comes would skip records there
+			w.committed = w.handled
+			return err
+		}
 		if retry.wait(w.running) != nil {
 			return err
 		}
@@ -453,7 +506,7 @@ func (w *worker) start() error {
 		return err
 	}
 	begin := end
-	if w.cfg.Start == "earliest" || w.known > 0 && w.partition >= w.known {
+	if w.cfg.Start == "earliest" || w.known > 0 && w.partition >= w.known || w.remade.Load() {
 		begin = first
 	}
 	w.handled = begin
