@@ -132,7 +132,15 @@ func Line(ctx context.Context, opts LineOptions) (_ *LineResult, err error) {
 		if err != nil {
 			return fmt.Errorf("create topic %s: %w", topic, err)
 		}
-		return nil
+		// A broker answers before its metadata has the topic.
+		for range 100 {
+			ends, err := admin.ListEndOffsets(ctx, topic)
+			if err == nil && ends.Error() == nil && len(ends[topic]) == opts.Partitions {
+				return nil
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		return fmt.Errorf("create topic %s: its partitions have no leaders", topic)
 	}
 	if err := create(input); err != nil {
 		return nil, err
