@@ -24,7 +24,7 @@ const (
 	watchInterval         = 5 * time.Second
 	joinBackoff           = time.Second
 	groupTimeout          = 5 * time.Second        // of a call to the coordinator
-	commitInterval        = 200 * time.Millisecond // in a backlog
+	commitInterval        = 200 * time.Millisecond // while records come
 	grace                 = time.Second            // for a handler whose context is done
 	firstPause, lastPause = 100 * time.Millisecond, 10 * time.Second
 )
@@ -318,9 +318,11 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a 
 		reader: reader{
 			conn: c.conn, topic: c.cfg.Topic, partition: a.ID, position: a.Offset,
 			maxRecords: c.cfg.MaxRecords, maxBytes: c.cfg.MaxBytes, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
+			readAhead: true,
 		},
 	}
 	defer c.exit(a.ID)
+	defer w.drop()
 	err := w.run(c.newHandler(a.ID))
 	// What was handled is committed, even when the partition has been taken
 	// away: the group refuses it where another member has it already.
@@ -362,7 +364,9 @@ func (w *worker) step(handler Handler) error {
 	if w.vanished {
 		return w.revisit()
 	}
+	idle := true
 	err := w.fetch(w.running, func(b *Batch, next int64) error {
+		idle = false
 		w.waiting(w.progress, w.position, w.end)
 		w.lag.Set(float64(max(0, w.end-w.position)))
 		if len(b.Messages) > 0 {
@@ -372,9 +376,9 @@ func (w *worker) step(handler Handler) error {
 			w.received(b)
 		}
 		w.handled = next
-		// A commit takes the coordinator a few milliseconds: in a backlog
-		// one stands for several batches.
-		if next >= w.end || time.Since(w.when) >= commitInterval {
+		// A commit takes the coordinator a few milliseconds: one stands for
+		// several batches. When no more come, the last is committed below.
+		if time.Since(w.when) >= commitInterval {
 			if err := w.commit(); err != nil {
 				return err
 			}
@@ -384,6 +388,9 @@ func (w *worker) step(handler Handler) error {
 		return w.running.Err() // what was fetched beyond is left to the next owner
 	})
 	switch {
+	case err == nil && idle:
+		err = w.commit()
+		fallthrough
 	case err == nil:
 		w.retry = backoff{}
 		w.moved(w.progress, w.position, w.end)

@@ -29,9 +29,24 @@ type reader struct {
 	maxOffset                        int64 // where to stop; 0: nowhere
 
 	decoder decoder
-	buf     []byte // of the last response
 	batch   Batch
 	size    int // bytes in batch
+
+	// With readAhead, what follows a response is asked for while that is
+	// handled: one response, no more.
+	readAhead bool
+	ahead     *pending
+	spare     []byte // for the next response
+}
+
+// A pending is a request whose response is on the way.
+type pending struct {
+	offset int64
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the fields below are set
+	answer *fetchResponse
+	buf    []byte
+	err    error
 }
 
 // fetch asks once for what follows the position, and calls emit with batches
@@ -39,11 +54,15 @@ type reader struct {
 // after emit returned nil. A last call may come with an empty batch, where only
 // offsets without records were passed.
 func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) error) error {
-	response, err := r.request(ctx)
+	response, buf, err := r.response(ctx)
 	if err != nil {
 		return err
 	}
+	defer r.giveBack(buf)
 	r.end = response.lastStableOffset
+	if next := response.next(); r.readAhead && next > r.position {
+		r.ask(ctx, next)
+	}
 	r.begin()
 	flush := func() error {
 		next := r.decoder.position
@@ -97,28 +116,82 @@ func (r *reader) begin() {
 	r.decoder.arena.reset()
 }
 
-func (r *reader) request(ctx context.Context) (*fetchResponse, error) {
+// response returns what follows the position, and the memory that it lies in:
+// what was asked for ahead, if it begins there.
+func (r *reader) response(ctx context.Context) (*fetchResponse, []byte, error) {
+	if r.ahead != nil && r.ahead.offset != r.position {
+		r.drop()
+	}
+	if r.ahead == nil {
+		return r.request(ctx, r.position, r.take())
+	}
+	p := r.ahead
+	select {
+	case <-p.done:
+		r.ahead = nil
+		p.cancel()
+		return p.answer, p.buf, p.err
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
+	}
+}
+
+// ask requests what follows offset, without waiting for it.
+func (r *reader) ask(ctx context.Context, offset int64) {
+	r.drop()
+	ctx, cancel := context.WithCancel(ctx)
+	p := &pending{offset: offset, cancel: cancel, done: make(chan struct{})}
+	r.ahead = p
+	buf := r.take()
+	go func() {
+		defer close(p.done)
+		p.answer, p.buf, p.err = r.request(ctx, offset, buf)
+	}()
+}
+
+// drop gives up what was asked for ahead, and waits until it has ended.
+func (r *reader) drop() {
+	if r.ahead == nil {
+		return
+	}
+	r.ahead.cancel()
+	<-r.ahead.done
+	r.giveBack(r.ahead.buf)
+	r.ahead = nil
+}
+
+func (r *reader) take() []byte {
+	buf := r.spare
+	r.spare = nil
+	return buf
+}
+
+func (r *reader) giveBack(buf []byte) {
+	if cap(buf) <= 2*r.maxBytes { // a rare large batch is not held on to
+		r.spare = buf
+	}
+}
+
+// request asks the leader for what follows offset. The records of the response
+// lie in buf, or in what took its place, which is returned.
+func (r *reader) request(ctx context.Context, offset int64, buf []byte) (*fetchResponse, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.maxWait+answerTime)
 	defer cancel()
 	request := &fetchRequest{
-		topic: r.topic, partition: int32(r.partition), offset: r.position, clientID: r.conn.Dialer.ClientID,
+		topic: r.topic, partition: int32(r.partition), offset: offset, clientID: r.conn.Dialer.ClientID,
 		maxBytes: int32(min(r.maxBytes, batchLimit)), maxWait: int32(r.maxWait.Milliseconds()),
-		limit: max(batchLimit, r.maxMessage), buf: r.buf,
+		limit: max(batchLimit, r.maxMessage), buf: buf,
 	}
-	// A request that was given up may still be read into its buffer.
-	r.buf = nil
 	answer, err := r.conn.Transport.RoundTrip(ctx, r.conn.Kafka.Addr, request)
 	if err != nil {
-		return nil, fmt.Errorf("fetch %s[%d] at offset %d: %w", r.topic, r.partition, r.position, err)
+		// It may still be read into the buffer, which is left to it.
+		return nil, nil, fmt.Errorf("fetch %s[%d] at offset %d: %w", r.topic, r.partition, offset, err)
 	}
 	response := answer.(*fetchResponse)
-	if cap(request.buf) <= 2*r.maxBytes { // a rare large batch is not held on to
-		r.buf = request.buf
-	}
 	if response.errorCode != 0 {
-		return nil, fmt.Errorf("fetch %s[%d] at offset %d: %w", r.topic, r.partition, r.position, kafka.Error(response.errorCode))
+		return nil, request.buf, fmt.Errorf("fetch %s[%d] at offset %d: %w", r.topic, r.partition, offset, kafka.Error(response.errorCode))
 	}
-	return response, nil
+	return response, request.buf, nil
 }
 
 // offsets returns the first offset of the log and the one after the last that

@@ -47,6 +47,24 @@ type fetchResponse struct {
 	tooLarge         int64 // bytes of the first batch, where they are more than the limit; records is its header then
 }
 
+// next returns the offset that follows the last whole batch of the response, or
+// 0 where there is none.
+func (r *fetchResponse) next() (offset int64) {
+	be := binary.BigEndian
+	for data := r.records; r.tooLarge == 0 && len(data) >= messageHeader; {
+		length := 12 + int64(int32(be.Uint32(data[8:])))
+		if length < messageHeader || length > int64(len(data)) {
+			break
+		}
+		offset = int64(be.Uint64(data)) + 1
+		if data[16] == 2 && length >= batchHeader {
+			offset += int64(int32(be.Uint32(data[23:])))
+		}
+		data = data[length:]
+	}
+	return offset
+}
+
 // An abortedTransaction drops what a producer wrote from an offset on, up to
 // its abort marker.
 type abortedTransaction struct{ producer, first int64 }

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/oodmon/oodmon/internal/arrowcol"
 )
 
 // The codecs, as configuration names them.
@@ -84,6 +85,8 @@ type Config struct {
 	// IDHeader and SegmentHeader name the headers that tell what the record
 	// itself does not; "": none.
 	IDHeader, SegmentHeader string
+	// SegmentFromKey makes the key the segment where no header tells one either.
+	SegmentFromKey bool
 }
 
 // A Builder turns messages into Arrow records. Its memory is used again from
@@ -94,6 +97,7 @@ type Builder struct {
 	rejects []Reject
 	json    jsonRecord
 	rows    jsonArray
+	stream  streamReader
 	taken   bool
 }
 
@@ -130,8 +134,8 @@ func (b *Builder) fits(n int) bool {
 // the whole message where it is broken or more than 32 of its rows are bad.
 //
 // The id of a record is its own, else that of IDHeader, else the key as text,
-// else empty. The segment and the time are the record's own, else the
-// message's. A key or header that is not UTF-8 is written in hexadecimal, and
+// else empty. The segment is its own, else that of SegmentHeader, else with
+// SegmentFromKey the key. The time is its own, else the message's. A key or header that is not UTF-8 is written in hexadecimal, and
 // what is longer than 256 bytes is cut: it is copied into every row.
 //
 // The codec auto goes by the content type: application/octet-stream is raw,
@@ -260,9 +264,7 @@ func (b *Builder) decodeRaw(m *Message) error {
 		return reject(WrongDimension, "the message has %d bytes, expected %d: little-endian float32 of dimension %d", len(m.Value), 4*b.cfg.Dim, b.cfg.Dim)
 	}
 	c := &b.columns
-	n := len(c.embedding)
-	c.embedding = append(c.embedding, make([]float32, b.cfg.Dim)...)
-	copy(bytesOf(c.embedding[n:]), m.Value)
+	c.embedding = append(c.embedding, arrowcol.Floats(m.Value)...)
 	b.close(m, optional{}, optional{}, optional{}, m.Time.UnixMicro(), 0)
 	return nil
 }
@@ -276,6 +278,8 @@ func (b *Builder) close(m *Message, id, label, segment optional, micros int64, r
 	if !segment.valid {
 		if s := m.header(b.cfg.SegmentHeader); len(s) > 0 {
 			segment = optional{printable(s), true}
+		} else if b.cfg.SegmentFromKey && len(m.Key) > 0 {
+			segment = optional{printable(m.Key), true}
 		}
 	}
 	b.columns.close(text, label, segment, micros, place{m.Partition, m.Offset, row})

@@ -228,7 +228,7 @@ func arrowRows(r io.Reader) iter.Seq2[fileRow, error] {
 					return fmt.Errorf("row %d: %w", read, err)
 				}
 				micros, _ := src.micros(i)
-				if !yield(fileRow{values, src.text(src.id, i), src.text(src.label, i), src.text(src.segment, i), micros}, nil) {
+				if !yield(fileRow{values, src.text(colID, i), src.text(colLabel, i), src.text(colSegment, i), micros}, nil) {
 					return stopped
 				}
 				read++

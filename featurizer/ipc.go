@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"strconv"
+	"unsafe"
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
@@ -23,7 +24,7 @@ const (
 func (b *Builder) decodeArrow(m *Message) error {
 	row, before := int32(0), len(b.rejects)
 	limits := ipcLimits{metadata: maxMetadata, body: b.cfg.MaxMessageBytes, rows: maxMessageRows}
-	err := readIPC(bytes.NewReader(m.Value), limits, false, func(rec arrow.Record) error {
+	err := b.stream.read(m.Value, limits, func(rec arrow.Record) error {
 		src, err := newSource(rec)
 		if err != nil {
 			return err
@@ -49,7 +50,7 @@ func (b *Builder) decodeArrow(m *Message) error {
 				if !ok {
 					micros = m.Time.UnixMicro()
 				}
-				b.close(m, src.text(src.id, i), src.text(src.label, i), src.text(src.segment, i), micros, row)
+				b.close(m, src.text(colID, i), src.text(colLabel, i), src.text(colSegment, i), micros, row)
 			}
 			row++
 		}
@@ -65,6 +66,144 @@ func (b *Builder) decodeArrow(m *Message) error {
 		return reject(Empty, "no records, expected at least one")
 	}
 	return nil
+}
+
+// A streamReader reads IPC streams that lie in memory. It remembers the schema
+// of the last: a topic has few.
+type streamReader struct {
+	schemaBytes []byte
+	schema      *arrow.Schema
+	columns     []column
+}
+
+// read calls fn with each record batch of a stream. The records share its
+// memory. Arrow's own reader copies every buffer twice; here, what the verifier
+// has found to be sound is used where it lies.
+func (s *streamReader) read(stream []byte, limits ipcLimits, fn func(arrow.Record) error) (err error) {
+	v := &verifier{rest: stream, limits: limits}
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the Arrow reader failed: %v", p)
+		}
+	}()
+	if n := len(s.schemaBytes); n > 0 && bytes.HasPrefix(stream, s.schemaBytes) {
+		v.rest, v.columns = stream[n:], s.columns
+	} else if err := s.readSchema(v); err != nil {
+		return err
+	}
+	for {
+		if err := v.next(); err != nil {
+			return err
+		}
+		if v.done {
+			return nil
+		}
+		rec, err := v.record(s.schema)
+		if err != nil {
+			return err
+		}
+		err = fn(rec)
+		rec.Release()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readSchema reads a stream's first message.
+func (s *streamReader) readSchema(v *verifier) error {
+	s.schemaBytes = s.schemaBytes[:0]
+	if err := v.next(); err != nil {
+		return err
+	}
+	if v.columns == nil { // only an end marker
+		return errors.New("the stream ends without a schema")
+	}
+	reader, err := ipc.NewReader(bytes.NewReader(v.message))
+	if err != nil {
+		return err
+	}
+	defer reader.Release()
+	s.schema, s.columns = reader.Schema(), v.columns
+	s.schemaBytes = append(s.schemaBytes, v.message...)
+	return nil
+}
+
+// record returns the verified record batch that was read last.
+func (v *verifier) record(schema *arrow.Schema) (arrow.Record, error) {
+	meta := flatbuffer(v.message[8:v.meta])
+	_, t, _, err := header(meta)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := t.number(0, 8, 0)
+	if err != nil {
+		return nil, err
+	}
+	w, err := newBatch(t, v.message[v.meta:])
+	if err != nil {
+		return nil, err
+	}
+	columns := make([]arrow.Array, len(schema.Fields()))
+	for i, field := range schema.Fields() {
+		data, err := w.load(field.Type)
+		if err != nil {
+			return nil, err
+		}
+		columns[i] = array.MakeFromData(data)
+		data.Release()
+	}
+	rec := array.NewRecord(schema, columns, rows)
+	for _, col := range columns {
+		col.Release()
+	}
+	return rec, nil
+}
+
+// load returns the next column.
+func (w *batch) load(dt arrow.DataType) (arrow.ArrayData, error) {
+	length, nulls, err := w.node()
+	if err != nil {
+		return nil, err
+	}
+	buffers, children := 2, []arrow.DataType(nil) // validity, and values
+	switch dt := dt.(type) {
+	case *arrow.NullType:
+		buffers = 0
+	case *arrow.StringType, *arrow.BinaryType, *arrow.LargeStringType, *arrow.LargeBinaryType:
+		buffers = 3
+	case *arrow.ListType:
+		children = []arrow.DataType{dt.Elem()}
+	case *arrow.LargeListType:
+		children = []arrow.DataType{dt.Elem()}
+	case *arrow.FixedSizeListType:
+		buffers, children = 1, []arrow.DataType{dt.Elem()}
+	case *arrow.StructType:
+		buffers = 1
+		for _, field := range dt.Fields() {
+			children = append(children, field.Type)
+		}
+	}
+	all := make([]*memory.Buffer, max(1, buffers))
+	for i := range buffers {
+		b, err := w.buffer()
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 || nulls > 0 {
+			all[i] = memory.NewBufferBytes(b)
+		}
+	}
+	var parts []arrow.ArrayData
+	for _, child := range children {
+		part, err := w.load(child)
+		if err != nil {
+			return nil, err
+		}
+		defer part.Release()
+		parts = append(parts, part)
+	}
+	return array.NewData(dt, int(length), all, parts, int(nulls), 0), nil
 }
 
 // readIPC calls fn with each record batch of an IPC stream, or of the rest of an
@@ -119,15 +258,16 @@ const anyDim = -1
 
 // A source reads the columns that are known from a record of any schema.
 type source struct {
-	dim                int
-	values             func(i int) (start, end int64)
-	float32s           []float32
-	float64s           []float64
-	nulls              arrow.Array // the embedding column, for its nulls
-	child              arrow.Array
-	id, label, segment arrow.Array // nil where absent
-	timestamp          *array.Timestamp
-	buffer             []float32
+	dim       int
+	values    func(i int) (start, end int64)
+	float32s  []float32
+	float64s  []float64
+	nulls     arrow.Array // the embedding column, for its nulls
+	child     arrow.Array
+	texts     [3]arrow.Array // id, label and segment; nil where absent
+	digits    [3][]byte      // of their row, where they are integers
+	timestamp *array.Timestamp
+	buffer    []float32
 }
 
 func newSource(rec arrow.Record) (*source, error) {
@@ -171,7 +311,7 @@ func newSource(rec arrow.Record) (*source, error) {
 	for _, c := range []struct {
 		name string
 		to   *arrow.Array
-	}{{ColID, &s.id}, {ColLabel, &s.label}, {ColSegment, &s.segment}} {
+	}{{ColID, &s.texts[colID]}, {ColLabel, &s.texts[colLabel]}, {ColSegment, &s.texts[colSegment]}} {
 		col, err := find(c.name)
 		if err != nil {
 			return nil, err
@@ -235,22 +375,38 @@ func (s *source) embedding(i int) ([]float32, error) {
 	return s.buffer, nil
 }
 
-// text returns row i of a column of texts or integers.
-func (s *source) text(col arrow.Array, i int) optional {
+// The places of source.texts.
+const (
+	colID = iota
+	colLabel
+	colSegment
+)
+
+// text returns row i of a column of texts or integers. It is valid until the
+// next call for that column.
+func (s *source) text(which, i int) optional {
+	col := s.texts[which]
 	if col == nil || col.IsNull(i) {
 		return optional{}
 	}
 	switch col := col.(type) {
 	case *array.String:
-		return optional{[]byte(col.Value(i)), true}
+		return optional{bytesOf(col.Value(i)), true}
 	case *array.LargeString:
-		return optional{[]byte(col.Value(i)), true}
+		return optional{bytesOf(col.Value(i)), true}
+	case *array.Int64:
+		s.digits[which] = strconv.AppendInt(s.digits[which][:0], col.Value(i), 10)
+		return optional{s.digits[which], true}
 	case *array.Uint64:
-		return optional{strconv.AppendUint(nil, col.Value(i), 10), true}
+		s.digits[which] = strconv.AppendUint(s.digits[which][:0], col.Value(i), 10)
+		return optional{s.digits[which], true}
 	default:
 		return optional{[]byte(col.ValueStr(i)), true}
 	}
 }
+
+// bytesOf returns the bytes of s, which must not be written to.
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
 // micros returns row i's timestamp in microseconds.
 func (s *source) micros(i int) (int64, bool) {

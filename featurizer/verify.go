@@ -59,12 +59,15 @@ type column struct {
 
 // A verifier is an io.Reader that passes on an IPC stream, message by message,
 // each only after it was found to be sound. What it returns from Read is what
-// Arrow's reader may believe.
+// Arrow's reader may believe. Without r the stream lies in memory: the messages
+// are then taken off its front, and nothing is copied.
 type verifier struct {
 	r       io.Reader
+	rest    []byte // of a stream in memory
 	limits  ipcLimits
 	file    bool   // a footer may follow the messages
 	message []byte // the verified message
+	meta    int    // where its body begins
 	pending []byte // what of it was not read yet
 	columns []column
 	done    bool
@@ -87,6 +90,9 @@ func (v *verifier) Read(p []byte) (int, error) {
 // next reads and verifies one message.
 func (v *verifier) next() error {
 	v.message = v.message[:0]
+	if v.r == nil {
+		v.message = v.rest[:0]
+	}
 	if err := v.take(4); err != nil {
 		if errors.Is(err, io.EOF) && v.columns != nil {
 			v.done = true // a stream may end without its end marker
@@ -127,7 +133,7 @@ func (v *verifier) next() error {
 	if err := v.verifyBody(flatbuffer(v.message[8:start]), v.message[start:]); err != nil {
 		return err
 	}
-	v.pending = v.message
+	v.pending, v.meta = v.message, start
 	return nil
 }
 
@@ -151,6 +157,17 @@ func (v *verifier) atFooter() bool {
 // take reads n more bytes of the message. It allocates no more than twice what
 // has really come.
 func (v *verifier) take(n int) error {
+	if v.r == nil {
+		got := min(n, len(v.rest))
+		v.message, v.rest = v.message[:len(v.message)+got], v.rest[got:]
+		switch {
+		case got == n:
+			return nil
+		case got == 0:
+			return io.EOF
+		}
+		return io.ErrUnexpectedEOF
+	}
 	const step = 1 << 20
 	for n > 0 {
 		part := min(n, step)
@@ -427,11 +444,8 @@ func (v *verifier) verifyBody(b flatbuffer, body []byte) error {
 	} else if n != 0 {
 		return errors.New("the record batch has variadic buffers, which are not read")
 	}
-	w := batch{meta: b, body: body}
-	if w.nodes, w.nodesLeft, err = t.vector(1, 16); err != nil {
-		return err
-	}
-	if w.buffers, w.buffersLeft, err = t.vector(2, 16); err != nil {
+	w, err := newBatch(t, body)
+	if err != nil {
 		return err
 	}
 	for _, c := range v.columns {
@@ -445,21 +459,38 @@ func (v *verifier) verifyBody(b flatbuffer, body []byte) error {
 	return nil
 }
 
+// newBatch begins at a record batch's first column.
+func newBatch(t table, body []byte) (w batch, err error) {
+	w = batch{meta: t.buf, body: body}
+	if w.nodes, w.nodesLeft, err = t.vector(1, 16); err != nil {
+		return w, err
+	}
+	w.buffers, w.buffersLeft, err = t.vector(2, 16)
+	return w, err
+}
+
+// node returns the next node.
+func (w *batch) node() (length, nulls int64, err error) {
+	if w.nodesLeft--; w.nodesLeft < 0 {
+		return 0, 0, errors.New("has no node")
+	}
+	if length, err = w.meta.i64(w.nodes); err != nil {
+		return 0, 0, err
+	}
+	if nulls, err = w.meta.i64(w.nodes + 8); err != nil {
+		return 0, 0, err
+	}
+	w.nodes += 16
+	return length, nulls, nil
+}
+
 // column checks one column of at least rows rows; of exactly so many where
 // exact is set.
 func (w *batch) column(c *column, rows int64, exact bool) error {
-	if w.nodesLeft--; w.nodesLeft < 0 {
-		return errors.New("has no node")
-	}
-	length, err := w.meta.i64(w.nodes)
+	length, nulls, err := w.node()
 	if err != nil {
 		return err
 	}
-	nulls, err := w.meta.i64(w.nodes + 8)
-	if err != nil {
-		return err
-	}
-	w.nodes += 16
 	if length < rows || exact && length != rows || length > int64(8*len(w.body)) && c.kind != typeNull || nulls < 0 || nulls > length {
 		return fmt.Errorf("a node claims %d values of which %d null, expected %d", length, nulls, rows)
 	}

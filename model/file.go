@@ -13,21 +13,26 @@ import (
 	"slices"
 	"strconv"
 	"time"
-
-	"gorgonia.org/tensor"
 )
 
 const (
 	formatVersion = "1"
 	versionDigits = 12
 
-	tensorPrototypes        = "prototypes"
-	tensorDistanceScale     = "distance_scale"
-	tensorCalibrationScores = "calibration.scores"
+	tensorBackgroundFactor  = "background.factor"
+	tensorBackgroundMean    = "background.mean"
+	tensorBank              = "bank"
+	tensorBankClass         = "bank.class"
+	tensorBias              = "bias"
 	tensorCalibrationClass  = "calibration.class"
+	tensorCalibrationScores = "calibration.scores"
+	tensorDistanceScale     = "distance_scale"
+	tensorPrecisionFactor   = "precision.factor"
+	tensorPrototypes        = "prototypes"
 	tensorMatrix            = "transform.matrix"
 	tensorU                 = "transform.u"
 	tensorV                 = "transform.v"
+	tensorWeights           = "weights"
 )
 
 // Encode returns the model as the bytes of a file, and sets Version to what
@@ -38,19 +43,27 @@ const (
 //	offset  size  what
 //	0       8     h, the header's length, little-endian
 //	8       h     header: a JSON object, padded with spaces to a multiple of 8
-//	8+h     ...   the tensors, little-endian, in this order without gaps:
-//	              calibration.class   [n]    int32
-//	              calibration.scores  [n]    float32, ascending
-//	              distance_scale      [1]    float32
-//	              prototypes          [C, K] float32
-//	              transform.matrix    [D, K] float32, if there is one
-//	              transform.u         [D, r] float32, with transform.v
-//	              transform.v         [r, D] float32, if there is one
+//	8+h     ...   the tensors, little-endian, in this order without gaps, each
+//	              where the detector has it:
+//	              background.factor   [D, D] float32  relative-mahalanobis
+//	              background.mean     [D]    float32  relative-mahalanobis
+//	              bank                [M, D] float32  knn
+//	              bank.class          [M]    int32    knn
+//	              bias                [C]    float32  softmax
+//	              calibration.class   [n]    int32    all
+//	              calibration.scores  [n]    float32  all, ascending
+//	              distance_scale      [1]    float32  isomax+, dismax
+//	              precision.factor    [D, D] float32  (relative-)mahalanobis
+//	              prototypes          [C, K] float32  all but softmax and knn
+//	              transform.matrix    [D, K] float32  the four heads, if there is one
+//	              transform.u         [D, r] float32  the same, with transform.v
+//	              transform.v         [r, D] float32  the same, with transform.u
+//	              weights             [C, K] float32  softmax
 //
 // The header's __metadata__ holds, all as strings: format_version, detector,
 // score, entropic_scale, temperature, classes (a JSON array), alpha, delta,
-// created (RFC 3339), parent, training (JSON) and sha256, the digest of the
-// tensor bytes.
+// created (RFC 3339), parent, training (JSON), sha256, the digest of the tensor
+// bytes, and, for knn, neighbours.
 func (m *Model) Encode() ([]byte, error) {
 	if err := m.validate(); err != nil {
 		return nil, fmt.Errorf("encode model: %w", err)
@@ -59,21 +72,13 @@ func (m *Model) Encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode model: class names: %w", err)
 	}
-	tensors := []rawTensor{
-		{tensorCalibrationClass, "I32", []int{len(m.Calibration.Class)}, appendValues(nil, m.Calibration.Class)},
-		{tensorCalibrationScores, "F32", []int{len(m.Calibration.Scores)}, appendValues(nil, m.Calibration.Scores)},
-		{tensorDistanceScale, "F32", []int{1}, appendValues(nil, []float32{m.DistanceScale})},
-		{tensorPrototypes, "F32", []int{m.NumClasses(), m.PrototypeDim()}, appendValues(nil, m.PrototypeData())},
-	}
-	if m.Transform != nil {
-		tensors = append(tensors, m.Transform.rawTensors()...)
-	}
+	tensors := m.rawTensors()
 	digest := sha256.New()
 	for _, t := range tensors {
 		digest.Write(t.data)
 	}
 	number := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
-	file, err := encodeSafetensors(map[string]string{
+	metadata := map[string]string{
 		"format_version": formatVersion,
 		"detector":       m.Detector,
 		"score":          m.Score,
@@ -86,7 +91,11 @@ func (m *Model) Encode() ([]byte, error) {
 		"parent":         m.Parent,
 		"training":       string(m.Training),
 		"sha256":         hex.EncodeToString(digest.Sum(nil)),
-	}, tensors)
+	}
+	if m.Neighbours != 0 {
+		metadata["neighbours"] = strconv.Itoa(m.Neighbours)
+	}
+	file, err := encodeSafetensors(metadata, tensors)
 	if err != nil {
 		return nil, fmt.Errorf("encode model: %w", err)
 	}
@@ -178,29 +187,19 @@ func decode(file []byte) (*Model, error) {
 		}
 		m.Training = json.RawMessage(text)
 	}
+	if text, ok := metadata["neighbours"]; ok {
+		if m.Neighbours, err = strconv.Atoi(text); err != nil {
+			return nil, fmt.Errorf("metadata: neighbours is %q, expected a number", text)
+		}
+	}
 	for name := range tensors {
-		switch name {
-		case tensorPrototypes, tensorDistanceScale, tensorCalibrationScores, tensorCalibrationClass, tensorMatrix, tensorU, tensorV:
-		default:
+		if !slices.Contains(tensorNames, name) {
 			return nil, fmt.Errorf("tensor %q is unknown to format version %s", name, formatVersion)
 		}
 	}
-	prototypes, shape, err := float32Tensor(tensors, tensorPrototypes, 2)
-	if err != nil {
+	if err := m.decodeHead(tensors); err != nil {
 		return nil, err
 	}
-	m.Prototypes = tensor.New(tensor.WithShape(shape...), tensor.WithBacking(prototypes))
-	if m.Transform, err = decodeTransform(tensors); err != nil {
-		return nil, err
-	}
-	scale, shape, err := float32Tensor(tensors, tensorDistanceScale, 1)
-	if err != nil {
-		return nil, err
-	}
-	if shape[0] != 1 {
-		return nil, fmt.Errorf("tensor %s has shape %v, expected [1]", tensorDistanceScale, shape)
-	}
-	m.DistanceScale = scale[0]
 	if m.Calibration.Scores, _, err = float32Tensor(tensors, tensorCalibrationScores, 1); err != nil {
 		return nil, err
 	}
@@ -211,75 +210,6 @@ func decode(file []byte) (*Model, error) {
 		return nil, err
 	}
 	return m, nil
-}
-
-// A Head is what was trained elsewhere: prototypes and a distance scale, with
-// a transform and class names where the file carries them.
-type Head struct {
-	Transform     *Transform    // nil where the file has none
-	Prototypes    *tensor.Dense // [C, K] float32
-	DistanceScale float32
-	Classes       []string // nil where the file names none
-	EntropicScale float64  // 10 where the file does not say
-}
-
-// ReadHead reads the safetensors file that a PyTorch user saves: the tensors
-// prototypes [C, K] and distance_scale [1], float32; if present
-// transform.matrix [D, K], or transform.u [D, r] and transform.v [r, D]; and in
-// the metadata, if present, classes (a JSON array) and entropic_scale.
-func ReadHead(path string) (*Head, error) {
-	file, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read head: %w", err)
-	}
-	h, err := decodeHead(file)
-	if err != nil {
-		return nil, fmt.Errorf("read head %s: %w", path, err)
-	}
-	return h, nil
-}
-
-func decodeHead(file []byte) (*Head, error) {
-	metadata, tensors, _, err := decodeSafetensors(file)
-	if err != nil {
-		return nil, err
-	}
-	h := &Head{EntropicScale: 10}
-	prototypes, shape, err := float32Tensor(tensors, tensorPrototypes, 2)
-	if err != nil {
-		return nil, err
-	}
-	h.Prototypes = tensor.New(tensor.WithShape(shape...), tensor.WithBacking(prototypes))
-	if h.Transform, err = decodeTransform(tensors); err != nil {
-		return nil, err
-	}
-	if h.Transform != nil {
-		if err := h.Transform.validate(shape[1]); err != nil {
-			return nil, err
-		}
-	}
-	scale, _, err := float32Tensor(tensors, tensorDistanceScale, 1)
-	if err != nil {
-		return nil, err
-	}
-	if len(scale) != 1 {
-		return nil, fmt.Errorf("tensor %s has %d values, expected 1", tensorDistanceScale, len(scale))
-	}
-	h.DistanceScale = scale[0]
-	if loss, ok := metadata["loss"]; ok && loss != IsoMaxPlus {
-		return nil, fmt.Errorf("metadata: loss is %q, expected %q", loss, IsoMaxPlus)
-	}
-	if text, ok := metadata["classes"]; ok {
-		if err := json.Unmarshal([]byte(text), &h.Classes); err != nil {
-			return nil, fmt.Errorf("metadata: classes: %w, expected a JSON array of strings", err)
-		}
-	}
-	if text, ok := metadata["entropic_scale"]; ok {
-		if h.EntropicScale, err = strconv.ParseFloat(text, 64); err != nil {
-			return nil, fmt.Errorf("metadata: entropic_scale is %q, expected a number", text)
-		}
-	}
-	return h, nil
 }
 
 func float32Tensor(tensors map[string]rawTensor, name string, dims int) ([]float32, []int, error) {

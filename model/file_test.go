@@ -34,10 +34,45 @@ func tiny() map[string]*Model {
 		m.Calibration = NewCalibration([]float32{3, 1, 2}, []int32{1, 0, 1})
 		return m
 	}
+	as := func(detector string, change func(m *Model)) *Model {
+		m := with(nil)
+		m.Detector, m.Score, m.Prototypes, m.DistanceScale = detector, Scores(detector)[0], nil, 0
+		change(m)
+		return m
+	}
 	return map[string]*Model{
 		"head":     with(nil),
 		"matrix":   with(&Transform{Matrix: dense(5, 3)}),
 		"low-rank": with(&Transform{U: dense(3, 2), V: dense(2, 3)}),
+		"isomax":   as(IsoMax, func(m *Model) { m.Prototypes = dense(2, 3) }),
+		"dismax":   as(DisMax, func(m *Model) { m.Prototypes, m.DistanceScale = dense(2, 3), 2 }),
+		"softmax": as(Softmax, func(m *Model) {
+			m.Weights, m.Bias, m.Transform = dense(2, 3), vector(2), &Transform{Matrix: dense(5, 3)}
+		}),
+		"class-means": as(ClassMeans, func(m *Model) { m.Prototypes = dense(2, 3) }),
+		"knn":         as(KNN, func(m *Model) { m.Bank, m.BankClass, m.Neighbours = dense(4, 3), []int32{0, 1, 1, 0}, 2 }),
+		"mahalanobis": as(Mahalanobis, func(m *Model) { m.Prototypes, m.PrecisionFactor = dense(2, 3), dense(3, 3) }),
+		"relative-mahalanobis": as(RelativeMahalanobis, func(m *Model) {
+			m.Prototypes, m.PrecisionFactor, m.BackgroundMean, m.BackgroundFactor = dense(2, 3), dense(3, 3), vector(3), dense(3, 3)
+		}),
+	}
+}
+
+func vector(n int) *tensor.Dense {
+	return tensor.New(tensor.WithShape(n), tensor.WithBacking(dense(1, n).Data()))
+}
+
+// Each detector is in the tests, so that each is in the fuzzing and the golden
+// files.
+func TestTinyHasEveryDetector(t *testing.T) {
+	var found []string
+	for _, m := range tiny() {
+		found = append(found, m.Detector)
+	}
+	for _, d := range Detectors() {
+		if !slices.Contains(found, d) {
+			t.Errorf("no model of %s", d)
+		}
 	}
 }
 
@@ -62,7 +97,7 @@ func TestFileRoundTrip(t *testing.T) {
 }
 
 func TestDimensions(t *testing.T) {
-	for name, want := range map[string][2]int{"head": {3, 3}, "matrix": {5, 3}, "low-rank": {3, 3}} {
+	for name, want := range map[string][2]int{"head": {3, 3}, "matrix": {5, 3}, "low-rank": {3, 3}, "softmax": {5, 3}, "knn": {3, 3}, "mahalanobis": {3, 3}} {
 		if m := tiny()[name]; m.Dim() != want[0] || m.PrototypeDim() != want[1] {
 			t.Errorf("%s: dimensions %d and %d, want %v", name, m.Dim(), m.PrototypeDim(), want)
 		}
@@ -94,9 +129,9 @@ func TestFileGolden(t *testing.T) {
 
 func TestEncodeRefuses(t *testing.T) {
 	for want, spoil := range map[string]func(*Model){
-		`detector "knn" is not one of ["isomax+"]`: func(m *Model) { m.Detector = "knn" },
-		`3 class names for 2 prototypes`:           func(m *Model) { m.Classes = []string{"a", "b", "c"} },
-		`class name "a" is empty or not unique`:    func(m *Model) { m.Classes = []string{"a", "a"} },
+		`detector "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax" "class-means" "knn" "mahalanobis" "relative-mahalanobis"]`: func(m *Model) { m.Detector = "hinge" },
+		`3 class names for 2 prototypes`:        func(m *Model) { m.Classes = []string{"a", "b", "c"} },
+		`class name "a" is empty or not unique`: func(m *Model) { m.Classes = []string{"a", "a"} },
 		`tensor prototypes: the prototype of class "cat" has norm 0: it must be finite and at least 1e-12`:   func(m *Model) { clear(m.PrototypeData()[:3]) },
 		`tensor prototypes: the prototype of class "dog" has norm NaN: it must be finite and at least 1e-12`: func(m *Model) { m.PrototypeData()[4] = float32(math.NaN()) },
 		`class name "a\xff" is not UTF-8`:                                                       func(m *Model) { m.Classes = []string{"a\xff", "b"} },
@@ -121,6 +156,47 @@ func TestEncodeRefuses(t *testing.T) {
 		spoil(m)
 		if _, err := m.Encode(); err == nil || err.Error() != "encode model: "+want {
 			t.Errorf("got %v\nwant %s", err, want)
+		}
+	}
+}
+
+// Each detector must have its own tensors, and no other's.
+func TestEncodeRefusesTensors(t *testing.T) {
+	nan := func(values *tensor.Dense) { values.Data().([]float32)[1] = float32(math.NaN()) }
+	for _, test := range []struct {
+		model string
+		spoil func(*Model)
+		want  string
+	}{
+		{"head", func(m *Model) { m.Prototypes = nil }, "tensor prototypes is missing: detector isomax+ needs it"},
+		{"head", func(m *Model) { m.Bias = vector(2) }, "tensor bias: detector isomax+ has none"},
+		{"head", func(m *Model) { m.Score = "distance" }, `score "distance" is not one of ["mds" "mps" "es" "mmls" "mmles" "max-logit" "energy"] of detector isomax+`},
+		{"head", func(m *Model) { m.Neighbours = 1 }, "neighbours 1: detector isomax+ has none"},
+		{"head", func(m *Model) { m.Prototypes = vector(3) }, "tensor prototypes: must be float32 with 2 dimensions"},
+		{"head", func(m *Model) { m.DistanceScale = float32(math.Inf(1)) }, "tensor distance_scale: +Inf must be finite and not 0"},
+		{"isomax", func(m *Model) { m.DistanceScale = 1 }, "tensor distance_scale: detector isomax has none"},
+		{"isomax", func(m *Model) { nan(m.Prototypes) }, "tensor prototypes: value 1 is NaN: it must be finite"},
+		{"dismax", func(m *Model) { m.DistanceScale = 0 }, "tensor distance_scale: 0 must be finite and not 0"},
+		{"softmax", func(m *Model) { m.Bias = nil }, "tensor bias is missing: detector softmax needs it"},
+		{"softmax", func(m *Model) { m.Bias = vector(3) }, "tensor bias has shape [3], expected [2]"},
+		{"softmax", func(m *Model) { nan(m.Bias) }, "tensor bias: value 1 is NaN: it must be finite"},
+		{"softmax", func(m *Model) { m.Weights = dense(3, 3) }, "2 class names for 3 weights"},
+		{"class-means", func(m *Model) { m.Transform = &Transform{Matrix: dense(5, 3)} }, "detector class-means has no transform"},
+		{"class-means", func(m *Model) { m.Score = "mps" }, `score "mps" is not one of ["mds"] of detector class-means`},
+		{"knn", func(m *Model) { m.BankClass = nil }, "tensor bank.class is missing: detector knn needs it"},
+		{"knn", func(m *Model) { m.BankClass = m.BankClass[:3] }, "tensor bank has shape [4 3], expected [3 3]"},
+		{"knn", func(m *Model) { m.BankClass[3] = 2 }, "tensor bank.class: value 3 is class 2 of 2"},
+		{"knn", func(m *Model) { clear(m.Bank.Data().([]float32)[3:6]) }, "tensor bank: row 1 has norm 0: it must be finite and at least 1e-12"},
+		{"knn", func(m *Model) { m.Neighbours = 5 }, "neighbours 5 must be between 1 and the 4 embeddings of the bank"},
+		{"mahalanobis", func(m *Model) { m.PrecisionFactor = dense(3, 2) }, "tensor precision.factor has shape [3 2], expected [3 3]"},
+		{"mahalanobis", func(m *Model) { m.BackgroundMean = vector(3) }, "tensor background.mean: detector mahalanobis has none"},
+		{"relative-mahalanobis", func(m *Model) { m.BackgroundMean = vector(2) }, "tensor background.mean has shape [2], expected [3]"},
+		{"relative-mahalanobis", func(m *Model) { nan(m.BackgroundFactor) }, "tensor background.factor: value 1 is NaN: it must be finite"},
+	} {
+		m := tiny()[test.model]
+		test.spoil(m)
+		if _, err := m.Encode(); err == nil || err.Error() != "encode model: "+test.want {
+			t.Errorf("%s: got %v\nwant %s", test.model, err, test.want)
 		}
 	}
 }
@@ -203,36 +279,67 @@ func TestReadHead(t *testing.T) {
 		return rawTensor{name, "F32", shape, appendValues(nil, slices.Repeat([]float32{2}, n))}
 	}
 	path := filepath.Join(t.TempDir(), "head.safetensors")
-	read := func(file []byte) (*Head, error) {
+	read := func(file []byte, detector string) (*Model, error) {
 		if err := os.WriteFile(path, file, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return ReadHead(path)
+		return ReadHead(path, detector)
 	}
 	prototypes, scale := float32s("prototypes", 2, 3), float32s("distance_scale", 1)
-	h, err := read(headFile(t, nil, prototypes, scale))
-	if err != nil || h.Classes != nil || h.EntropicScale != 10 || h.DistanceScale != 2 || h.Transform != nil || !slices.Equal(h.Prototypes.Shape(), []int{2, 3}) {
-		t.Errorf("%+v, %v", h, err)
-	}
-	h, err = read(headFile(t, map[string]string{"classes": `["a","b"]`, "entropic_scale": "5", "loss": "isomax+"}, prototypes, scale, float32s("transform.matrix", 4, 3), float32s("optimizer", 9)))
-	if err != nil || !slices.Equal(h.Classes, []string{"a", "b"}) || h.EntropicScale != 5 || h.Transform.Dim() != 4 {
-		t.Errorf("%+v, %v", h, err)
-	}
-	for want, file := range map[string][]byte{
-		"tensor prototypes is missing":                                                          headFile(t, nil, scale),
-		"tensor distance_scale is missing":                                                      headFile(t, nil, prototypes),
-		"tensor prototypes is F32[6], expected F32 with 2 dimensions":                           headFile(t, nil, float32s("prototypes", 6), scale),
-		"tensor prototypes is F16[2 3], expected F32 with 2 dimensions":                         headFile(t, nil, rawTensor{"prototypes", "F16", []int{2, 3}, make([]byte, 12)}, scale),
-		"tensor prototypes has shape [0 3]: no dimension may be 0":                              headFile(t, nil, float32s("prototypes", 0, 3), scale),
-		"tensor distance_scale has 2 values, expected 1":                                        headFile(t, nil, prototypes, float32s("distance_scale", 2)),
-		`metadata: loss is "dismax", expected "isomax+"`:                                        headFile(t, map[string]string{"loss": "dismax"}, prototypes, scale),
-		`metadata: entropic_scale is "ten", expected a number`:                                  headFile(t, map[string]string{"entropic_scale": "ten"}, prototypes, scale),
-		"tensor transform.matrix has shape [3 4], which does not fit prototypes of dimension 3": headFile(t, nil, prototypes, scale, float32s("transform.matrix", 3, 4)),
-		"either tensor transform.matrix is given, or transform.u and transform.v are":           headFile(t, nil, prototypes, scale, float32s("transform.u", 3, 2)),
-		"the file has 0 bytes: too short for a safetensors file":                                nil,
+	weights, bias := float32s("weights", 2, 3), float32s("bias", 2)
+	loss := func(loss string) map[string]string { return map[string]string{"loss": loss} }
+	for name, test := range map[string]struct {
+		file     []byte
+		detector string
+		want     Model
+	}{
+		"bare": {headFile(t, nil, prototypes, scale), "", Model{Detector: IsoMaxPlus, Score: MDS, DistanceScale: 2, EntropicScale: 10, Classes: []string{"0", "1"}}},
+		"full": {headFile(t, map[string]string{"classes": `["a","b"]`, "entropic_scale": "5", "temperature": "2", "loss": "isomax+"}, prototypes, scale, float32s("transform.matrix", 4, 3), float32s("optimizer", 9)), "",
+			Model{Detector: IsoMaxPlus, Score: MDS, DistanceScale: 2, EntropicScale: 5, Temperature: 2, Classes: []string{"a", "b"}, Transform: &Transform{}}},
+		"dismax":          {headFile(t, loss("dismax"), prototypes, scale), "", Model{Detector: DisMax, Score: MMLES, DistanceScale: 2, EntropicScale: 10, Classes: []string{"0", "1"}}},
+		"isomax":          {headFile(t, nil, prototypes, scale), "isomax", Model{Detector: IsoMax, Score: ES, EntropicScale: 10, Classes: []string{"0", "1"}}},
+		"softmax":         {headFile(t, nil, weights, bias), "", Model{Detector: Softmax, Score: MPS, EntropicScale: 1, Classes: []string{"0", "1"}, Bias: vector(2)}},
+		"torch.nn.Linear": {headFile(t, nil, float32s("weight", 2, 3)), "", Model{Detector: Softmax, Score: MPS, EntropicScale: 1, Classes: []string{"0", "1"}, Bias: vector(2)}},
 	} {
-		if _, err := read(file); err == nil || err.Error() != "read head "+path+": "+want {
-			t.Errorf("got  %v\nwant %s", err, want)
+		m, err := read(test.file, test.detector)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		want := test.want
+		if want.Temperature == 0 {
+			want.Temperature = 1
+		}
+		if m.Detector != want.Detector || m.Score != want.Score || m.DistanceScale != want.DistanceScale || m.EntropicScale != want.EntropicScale || m.Temperature != want.Temperature ||
+			!slices.Equal(m.Classes, want.Classes) || (m.Transform != nil) != (want.Transform != nil) || (m.Bias != nil) != (want.Bias != nil) || (m.Weights != nil) != (want.Bias != nil) || (m.Prototypes != nil) == (want.Bias != nil) {
+			t.Errorf("%s: %+v", name, m)
+		}
+	}
+	for _, test := range []struct {
+		detector string
+		file     []byte
+		want     string
+	}{
+		{"", headFile(t, nil, scale), "tensor prototypes is missing: isomax+ needs it"},
+		{"", headFile(t, nil, prototypes), "tensor distance_scale is missing: isomax+ needs it"},
+		{"", headFile(t, nil, float32s("prototypes", 6), scale), "tensor prototypes is F32[6], expected F32 with 2 dimensions"},
+		{"", headFile(t, nil, rawTensor{"prototypes", "F16", []int{2, 3}, make([]byte, 12)}, scale), "tensor prototypes is F16[2 3], expected F32 with 2 dimensions"},
+		{"", headFile(t, nil, float32s("prototypes", 0, 3), scale), "tensor prototypes has shape [0 3]: no dimension may be 0"},
+		{"", headFile(t, nil, prototypes, float32s("distance_scale", 2)), "tensor distance_scale has shape [2], expected [1]"},
+		{"", headFile(t, loss("hinge"), prototypes, scale), `loss "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax"]`},
+		{"knn", headFile(t, nil, prototypes, scale), `loss "knn" is not one of ["isomax+" "isomax" "dismax" "softmax"]`},
+		{"isomax+", headFile(t, loss("dismax"), prototypes, scale), `metadata: loss is "dismax", but the detector was said to be "isomax+"`},
+		{"softmax", headFile(t, nil, prototypes, scale), "tensor weights is missing: softmax needs it"},
+		{"", headFile(t, nil, weights, float32s("bias", 3)), "tensor bias has shape [3], expected [2]"},
+		{"", headFile(t, nil, weights, float32s("weight", 2, 3)), "tensors weight and weights are both there: which are the head's?"},
+		{"", headFile(t, map[string]string{"entropic_scale": "ten"}, prototypes, scale), `metadata: entropic_scale is "ten", expected a number`},
+		{"", headFile(t, map[string]string{"classes": `["a"]`}, prototypes, scale), "1 class names for 2 prototypes"},
+		{"", headFile(t, nil, prototypes, scale, float32s("transform.matrix", 3, 4)), "tensor transform.matrix has shape [3 4], which does not fit prototypes of dimension 3"},
+		{"", headFile(t, nil, prototypes, scale, float32s("transform.u", 3, 2)), "either tensor transform.matrix is given, or transform.u and transform.v are"},
+		{"", nil, "the file has 0 bytes: too short for a safetensors file"},
+	} {
+		if _, err := read(test.file, test.detector); err == nil || err.Error() != "read head "+path+": "+test.want {
+			t.Errorf("got  %v\nwant %s", err, test.want)
 		}
 	}
 }

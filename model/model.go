@@ -10,30 +10,26 @@ import (
 	"gorgonia.org/tensor"
 )
 
-// The detectors and scores that a model can name.
-const (
-	IsoMaxPlus = "isomax+"
-	MDS        = "mds" // minimum distance score
-)
-
-// A Model is a head and its calibration: all that is needed to score and to
+// A Model is a detector and its calibration: all that is needed to score and to
 // decide. It is immutable once it is encoded or read.
 //
 // Shapes: C classes, D the dimension of an embedding, K that of a prototype
-// (D, unless a transform says otherwise), n calibration records.
+// (D, unless a transform says otherwise), n calibration records, M embeddings
+// in a bank.
 type Model struct {
 	// Version is the first 12 hex digits of the file's SHA-256; set by
 	// Encode and Read.
 	Version string
-	// Detector is what computes the distances; Score what is made of them.
+	// Detector is what an embedding is compared with, and how; Score what is
+	// made of it. Detectors and Scores list them.
 	Detector, Score string
-	// EntropicScale is the one that the head was trained with. Inference
-	// leaves it out (Macêdo and Ludermir, "Enhanced Isotropy Maximization
-	// Loss", section 3).
+	// EntropicScale is the one that the head was trained with; 1 where there
+	// is none. Inference leaves it out (Macêdo and Ludermir, "Enhanced Isotropy
+	// Maximization Loss", section 3).
 	EntropicScale float64
 	// Temperature divides the logits.
 	Temperature float64
-	// Classes names the prototypes, in their order.
+	// Classes names the classes, in the order of the prototypes or weights.
 	Classes []string
 	// Alpha is the chosen false-positive rate; with probability 1−Delta over
 	// the calibration set, the rate is at most Alpha.
@@ -44,13 +40,32 @@ type Model struct {
 	// Training is the trainer's summary, a JSON object, or nil.
 	Training json.RawMessage
 
-	// Transform comes before the distances, or nil.
+	// What follows is float32, and nil or 0 where the detector has no use for
+	// it: detector.go says which has what.
+
+	// Transform comes before the rest, or nil.
 	Transform *Transform
-	// Prototypes is [C, K] float32; not necessarily of unit norm.
+	// Prototypes is [C, K]: of isomax+, isomax, dismax and class-means, not
+	// necessarily of unit norm. For the Mahalanobis detectors it holds the
+	// class means, [C, D].
 	Prototypes *tensor.Dense
-	// DistanceScale multiplies every distance, by its absolute value.
+	// DistanceScale multiplies every distance of isomax+ and dismax, by its
+	// absolute value.
 	DistanceScale float32
-	Calibration   Calibration
+	// Weights [C, K] and Bias [C] are of softmax.
+	Weights, Bias *tensor.Dense
+	// Bank [M, D] holds the embeddings of knn, and BankClass their classes;
+	// Neighbours is k.
+	Bank       *tensor.Dense
+	BankClass  []int32
+	Neighbours int
+	// PrecisionFactor [D, D] is W of the precision matrix W·Wᵀ that the classes
+	// share; BackgroundMean [D] and BackgroundFactor [D, D] are of the one
+	// Gaussian that relative-mahalanobis compares with.
+	PrecisionFactor                  *tensor.Dense
+	BackgroundMean, BackgroundFactor *tensor.Dense
+
+	Calibration Calibration
 }
 
 // A Calibration is the scores of in-distribution records that the head was not
@@ -68,28 +83,26 @@ func (m *Model) Dim() int {
 	return m.PrototypeDim()
 }
 
-// PrototypeDim returns K.
-func (m *Model) PrototypeDim() int { return m.Prototypes.Shape()[1] }
+// PrototypeDim returns K, the dimension in which embeddings are compared.
+func (m *Model) PrototypeDim() int {
+	for _, t := range []*tensor.Dense{m.Prototypes, m.Weights, m.Bank} {
+		if t != nil {
+			return t.Shape()[1]
+		}
+	}
+	return 0
+}
 
 // NumClasses returns C.
-func (m *Model) NumClasses() int { return m.Prototypes.Shape()[0] }
+func (m *Model) NumClasses() int { return len(m.Classes) }
 
 // PrototypeData returns the prototypes row-major. It is not a copy.
 func (m *Model) PrototypeData() []float32 { return m.Prototypes.Data().([]float32) }
 
 // validate reports the first thing that makes the model useless.
 func (m *Model) validate() error {
-	if m.Detector != IsoMaxPlus {
-		return fmt.Errorf("detector %q is not one of [%q]", m.Detector, IsoMaxPlus)
-	}
-	if m.Score != MDS {
-		return fmt.Errorf("score %q is not one of [%q]", m.Score, MDS)
-	}
-	if m.Prototypes == nil || m.Prototypes.Dims() != 2 || m.Prototypes.Dtype() != tensor.Float32 {
-		return fmt.Errorf("tensor %s: must be float32 [classes, dimension]", tensorPrototypes)
-	}
-	if c := m.NumClasses(); c != len(m.Classes) {
-		return fmt.Errorf("%d class names for %d prototypes", len(m.Classes), c)
+	if err := m.validateHead(); err != nil {
+		return err
 	}
 	seen := make(map[string]bool, len(m.Classes))
 	for _, name := range m.Classes {
@@ -100,24 +113,6 @@ func (m *Model) validate() error {
 			return fmt.Errorf("class name %q is not UTF-8", name)
 		}
 		seen[name] = true
-	}
-	p, d := m.PrototypeData(), m.PrototypeDim()
-	for c := range m.NumClasses() {
-		norm := 0.
-		for _, v := range p[c*d : (c+1)*d] {
-			norm += float64(v) * float64(v)
-		}
-		if norm = math.Sqrt(norm); !(norm >= 1e-12) || math.IsInf(norm, 0) {
-			return fmt.Errorf("tensor %s: the prototype of class %q has norm %g: it must be finite and at least 1e-12", tensorPrototypes, m.Classes[c], norm)
-		}
-	}
-	if m.Transform != nil {
-		if err := m.Transform.validate(d); err != nil {
-			return err
-		}
-	}
-	if s := float64(m.DistanceScale); s == 0 || math.IsNaN(s) || math.IsInf(s, 0) {
-		return fmt.Errorf("tensor %s: %g must be finite and not 0", tensorDistanceScale, m.DistanceScale)
 	}
 	for _, v := range []struct {
 		name  string

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/oodmon/oodmon/alerts"
+	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/trainer"
 	"go.yaml.in/yaml/v3"
@@ -27,9 +29,11 @@ type Config struct {
 	Output     OutputConfig          `yaml:"output"`
 	DeadLetter DeadLetterConfig      `yaml:"dead_letter"`
 	Model      ModelConfig           `yaml:"model"`
+	Drift      drift.Config          `yaml:"drift"`
 	Web        WebConfig             `yaml:"web"`
 	Shutdown   ShutdownConfig        `yaml:"shutdown"`
 	Retrain    trainer.RetrainConfig `yaml:"retrain"`
+	Alerts     alerts.Config         `yaml:"alerts"`
 }
 
 // An InputConfig says which records are read and how their bytes are understood.
@@ -40,10 +44,12 @@ type InputConfig struct {
 	Start string `yaml:"start"`
 	// OutOfRange is what follows a committed offset that the log no longer
 	// holds, or does not hold yet: earliest, latest or fail.
-	OutOfRange      string      `yaml:"out_of_range"`
-	Codec           string      `yaml:"codec"`
-	IDHeader        string      `yaml:"id_header"`
-	SegmentHeader   string      `yaml:"segment_header"`
+	OutOfRange    string `yaml:"out_of_range"`
+	Codec         string `yaml:"codec"`
+	IDHeader      string `yaml:"id_header"`
+	SegmentHeader string `yaml:"segment_header"`
+	// SegmentFromKey makes the message's key the segment of a record that has none.
+	SegmentFromKey  bool        `yaml:"segment_from_key"`
 	MaxMessageBytes int         `yaml:"max_message_bytes"`
 	Batch           BatchConfig `yaml:"batch"`
 	// SessionTimeout is how long the group waits for a member that died before
@@ -88,6 +94,8 @@ type DeadLetterConfig struct {
 type ModelConfig struct {
 	Registry     string        `yaml:"registry"`
 	PollInterval time.Duration `yaml:"poll_interval"`
+	// PerClass calibrates the threshold for each predicted class (Mondrian).
+	PerClass bool `yaml:"per_class"`
 }
 
 // A WebConfig says where the HTTP endpoints listen and who may call them.
@@ -123,9 +131,11 @@ func DefaultConfig() *Config {
 		},
 		Output:   OutputConfig{Format: "json", When: "all", Delivery: atLeastOnce},
 		Model:    ModelConfig{PollInterval: 30 * time.Second},
+		Drift:    drift.DefaultConfig(),
 		Web:      WebConfig{ListenAddresses: []string{":9095"}},
 		Shutdown: ShutdownConfig{DrainTimeout: 15 * time.Second},
 		Retrain:  trainer.DefaultRetrainConfig(),
+		Alerts:   alerts.DefaultConfig(),
 	}
 }
 
@@ -219,10 +229,24 @@ func (c *Config) Validate() error {
 	}
 	require(c.Model.Registry != "", "model.registry: must not be empty")
 	require(c.Model.PollInterval > 0, "model.poll_interval: %v must be positive", c.Model.PollInterval)
+	if err := c.Drift.Validate(); err != nil {
+		all = append(all, err)
+	}
+	for _, t := range []struct{ key, topic string }{{"input.topic", in.Topic}, {"output.topic", c.Output.Topic}, {"dead_letter.topic", c.DeadLetter.Topic}} {
+		require(c.Drift.Incidents.Topic == "" || c.Drift.Incidents.Topic != t.topic, "drift.incidents.topic: %q is the topic of %s; choose another", t.topic, t.key)
+	}
 	require(len(c.Web.ListenAddresses) > 0, "web.listen_addresses: at least one is needed")
 	require(c.Shutdown.DrainTimeout > 0, "shutdown.drain_timeout: %v must be positive", c.Shutdown.DrainTimeout)
 	if err := c.Retrain.Validate(); err != nil {
 		all = append(all, err)
 	}
+	if err := c.Alerts.Validate(); err != nil {
+		all = append(all, err)
+	}
 	return errors.Join(all...)
+}
+
+// AlertParameters returns what the alerting rules repeat from the configuration.
+func (c *Config) AlertParameters() alerts.Parameters {
+	return alerts.Parameters{Config: c.Alerts, FalsePositiveRate: c.Retrain.FalsePositiveRate, StallTimeout: c.Input.StallTimeout}
 }

@@ -681,6 +681,7 @@ func TestNewRefuses(t *testing.T) {
 // The page of metrics names what is exported, no more and no less.
 func TestMetricsAreDocumented(t *testing.T) {
 	f := newFixture(t)
+	f.cfg.Drift.MaxSegments = 1
 	f.Produce(&kgo.Record{Topic: input, Value: []byte("x")}, &kgo.Record{Topic: input, Value: raw(near(rand.New(rand.NewPCG(1, 1)), 0, testDim))})
 	m, _ := f.run(t)
 	f.waitFor(t, m, 2)

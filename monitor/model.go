@@ -69,6 +69,12 @@ func (m *Monitor) Reload(ctx context.Context) error {
 	if next == old {
 		return nil
 	}
+	if m.drift != nil {
+		// Before the first batch by the new model; one by the old model that is
+		// still under way does not bet any more.
+		m.drift.Rebase(baselineOf(next.model))
+	}
+	m.warnOfBudget(next.model)
 	m.live.Store(next)
 	m.metrics.observeModel(next.model)
 	m.metrics.reloads.WithLabelValues("success").Inc()

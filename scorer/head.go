@@ -8,15 +8,12 @@ import (
 	"gorgonia.org/tensor"
 )
 
-// A head computes the minimum distance score of a model.
+// A head computes the minimum distance score of an IsoMax+ head or of class
+// means: it needs the nearest prototype alone.
 type head struct {
+	transform
 	prototypes *kernel.Prototypes
 	scale      float32 // |distance scale| / temperature
-	dim        int     // of an embedding
-	// The transform before the prototypes: matrix [dim, K], or u [dim, rank]
-	// and v [rank, dim], or none.
-	matrix, u, v []float32
-	rank         int
 }
 
 func newHead(m *model.Model) (*head, error) {
@@ -24,33 +21,49 @@ func newHead(m *model.Model) (*head, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &head{prototypes: prototypes, scale: float32(math.Abs(float64(m.DistanceScale)) / m.Temperature), dim: m.Dim()}
-	values := func(t *tensor.Dense) []float32 { return t.Data().([]float32) }
-	if t := m.Transform; t != nil && t.Matrix != nil {
-		h.matrix = values(t.Matrix)
-	} else if t != nil {
-		h.u, h.v, h.rank = values(t.U), values(t.V), t.U.Shape()[1]
+	scale := 1.
+	if m.Detector == model.IsoMaxPlus {
+		scale = math.Abs(float64(m.DistanceScale))
 	}
-	return h, nil
+	return &head{newTransform(m), prototypes, float32(scale / m.Temperature)}, nil
 }
 
-// score fills in the score and the nearest class of each row of x, [n, dim]
-// row-major; NaN and −1 where the row, or what the transform makes of it, has
-// no direction.
+// score needs no direction of a row that is transformed: what the transform
+// makes of it must have one.
 func (h *head) score(w *Workspace, x, score []float32, class []int32) {
-	if h.matrix == nil && h.u == nil {
+	if h.none() {
 		h.prototypes.Nearest(&w.kernel, x, score, class)
 	} else {
 		for first := 0; first < len(score); first += blockRows {
 			rows := min(blockRows, len(score)-first)
-			h.project(w, x[first*h.dim:][:rows*h.dim], rows)
-			h.prototypes.Nearest(&w.kernel, w.projected, score[first:][:rows], class[first:][:rows])
+			y := h.apply(w, x[first*h.dim:][:rows*h.dim], rows, true)
+			h.prototypes.Nearest(&w.kernel, y, score[first:][:rows], class[first:][:rows])
 		}
 	}
 	for i := range score {
 		score[i] *= h.scale
 	}
 }
+
+// A transform is what comes before a head: matrix [dim, k], or u [dim, rank] and
+// v [rank, dim], or nothing.
+type transform struct {
+	dim, k, rank int
+	matrix, u, v []float32
+}
+
+func newTransform(m *model.Model) transform {
+	values := func(t *tensor.Dense) []float32 { return t.Data().([]float32) }
+	h := transform{dim: m.Dim(), k: m.PrototypeDim()}
+	if t := m.Transform; t != nil && t.Matrix != nil {
+		h.matrix = values(t.Matrix)
+	} else if t != nil {
+		h.u, h.v, h.rank = values(t.U), values(t.V), t.U.Shape()[1]
+	}
+	return h
+}
+
+func (t *transform) none() bool { return t.matrix == nil && t.u == nil }
 
 // Products of at most 64 rows and 192 columns are those that gonum computes
 // without goroutines of its own.
@@ -59,32 +72,44 @@ const (
 	blockColumns = 192
 )
 
-// project sets w.projected to the transform of the rows of x. Rows are divided
-// by their norms first, which changes no direction and keeps large ones finite.
-func (h *head) project(w *Workspace, x []float32, rows int) {
-	k := h.prototypes.Dim()
-	w.unit, w.low, w.projected = resize(w.unit, rows*h.dim), resize(w.low, rows*h.rank), resize(w.projected, rows*k)
+// apply returns the transform of the rows of x; with direction, of their
+// directions. It is valid until the next use of w. Rows are divided by their
+// norms first, which keeps large ones finite.
+func (t *transform) apply(w *Workspace, x []float32, rows int, direction bool) []float32 {
+	if t.none() {
+		return x
+	}
+	k := t.k
+	w.unit, w.low, w.projected = resize(w.unit, rows*t.dim), resize(w.low, rows*t.rank), resize(w.projected, rows*k)
+	w.norms = resize(w.norms, rows)
 	for r := range rows {
-		toUnit(w.unit[r*h.dim:][:h.dim], x[r*h.dim:][:h.dim])
+		w.norms[r] = toUnit(w.unit[r*t.dim:][:t.dim], x[r*t.dim:][:t.dim])
 	}
-	if h.matrix != nil {
-		multiply(w.projected, w.unit, h.matrix, rows, h.dim, k, 0)
-		return
+	if t.matrix != nil {
+		multiply(w.projected, w.unit, t.matrix, rows, t.dim, k, 0)
+	} else {
+		copy(w.projected, w.unit)
+		multiply(w.low, w.unit, t.u, rows, t.dim, t.rank, 0)
+		multiply(w.projected, w.low, t.v, rows, t.rank, k, 1)
 	}
-	copy(w.projected, w.unit)
-	multiply(w.low, w.unit, h.u, rows, h.dim, h.rank, 0)
-	multiply(w.projected, w.low, h.v, rows, h.rank, k, 1)
+	if !direction {
+		for i := range w.projected {
+			w.projected[i] = float32(float64(w.projected[i]) * w.norms[i/k])
+		}
+	}
+	return w.projected
 }
 
-func resize(s []float32, n int) []float32 {
+func resize[T any](s []T, n int) []T {
 	if cap(s) < n {
-		return make([]float32, n)
+		return make([]T, n)
 	}
 	return s[:n]
 }
 
-// toUnit sets unit to x/‖x‖, or to NaN where x has no direction.
-func toUnit(unit, x []float32) {
+// toUnit sets unit to x/‖x‖, or to NaN where x has no direction. It returns the
+// norm.
+func toUnit(unit, x []float32) float64 {
 	var sum float64
 	for _, v := range x {
 		sum += float64(v) * float64(v)
@@ -97,6 +122,7 @@ func toUnit(unit, x []float32) {
 	for j, v := range x {
 		unit[j] = float32(float64(v) * inv)
 	}
+	return norm
 }
 
 // multiply computes c = a·b + beta·c, where a is [m, k], b [k, n] and c [m, n].

@@ -3,47 +3,34 @@ package scorer
 import (
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
-	"github.com/apache/arrow/go/v15/arrow/memory"
 	"github.com/oodmon/oodmon/featurizer"
+	"github.com/oodmon/oodmon/internal/arrowcol"
 	"github.com/oodmon/oodmon/model"
 )
 
 // A RecordBuilder joins embeddings and their scores to records of
-// featurizer.ScoreSchema. It is for one goroutine.
+// featurizer.ScoreSchema. Its memory is used again from record to record. It is
+// for one goroutine.
 type RecordBuilder struct {
-	builder *array.RecordBuilder
+	schema    *arrow.Schema
+	embedding bool
 
-	id, class, segment, topic, version *array.StringBuilder
-	score, pValue                      *array.Float32Builder
-	ood                                *array.BooleanBuilder
-	timestamp                          *array.TimestampBuilder
-	partition, row                     *array.Int32Builder
-	offset                             *array.Int64Builder
-	embedding                          *array.FixedSizeListBuilder // nil: left out
+	id, class, segment, topic, version arrowcol.Text
+	score, pValue, values              []float32
+	ood                                arrowcol.Bool
+	timestamp, offset                  []int64
+	partition, row                     []int32
 }
 
 // NewRecordBuilder returns a builder; with dim > 0 its records end with the
 // embedding.
 func NewRecordBuilder(dim int) *RecordBuilder {
-	b := array.NewRecordBuilder(memory.DefaultAllocator, featurizer.ScoreSchema(dim))
-	r := &RecordBuilder{
-		builder: b,
-		id:      b.Field(0).(*array.StringBuilder), score: b.Field(1).(*array.Float32Builder),
-		pValue: b.Field(2).(*array.Float32Builder), ood: b.Field(3).(*array.BooleanBuilder),
-		class: b.Field(4).(*array.StringBuilder), segment: b.Field(5).(*array.StringBuilder),
-		timestamp: b.Field(6).(*array.TimestampBuilder), topic: b.Field(7).(*array.StringBuilder),
-		partition: b.Field(8).(*array.Int32Builder), offset: b.Field(9).(*array.Int64Builder),
-		row: b.Field(10).(*array.Int32Builder), version: b.Field(11).(*array.StringBuilder),
-	}
-	if dim > 0 {
-		r.embedding = b.Field(12).(*array.FixedSizeListBuilder)
-	}
-	return r
+	return &RecordBuilder{schema: featurizer.ScoreSchema(dim), embedding: dim > 0}
 }
 
 // Build returns the scores of the rows of rec that have one, as m gave them;
-// with onlyOOD, of those that are out of distribution. The caller releases the
-// record.
+// with onlyOOD, of those that are out of distribution. The record is valid until
+// the next call; the caller releases it.
 func (b *RecordBuilder) Build(rec arrow.Record, scores *Scores, m *model.Model, topic string, onlyOOD bool) (arrow.Record, error) {
 	x, dim, err := featurizer.Embeddings(rec)
 	if err != nil {
@@ -73,31 +60,55 @@ func (b *RecordBuilder) Build(rec arrow.Record, scores *Scores, m *model.Model, 
 	if err != nil {
 		return nil, err
 	}
-	b.builder.Reserve(int(rec.NumRows()))
+	b.reset()
 	for i, class := range scores.Class {
 		if class < 0 || onlyOOD && !scores.OOD[i] {
 			continue
 		}
-		b.id.Append(id.Value(i))
-		b.score.Append(scores.Score[i])
-		b.pValue.Append(scores.PValue[i])
+		b.id.AppendString(id.Value(i))
+		b.score = append(b.score, scores.Score[i])
+		b.pValue = append(b.pValue, scores.PValue[i])
 		b.ood.Append(scores.OOD[i])
-		b.class.Append(m.Classes[class])
+		b.class.AppendString(m.Classes[class])
 		if segment.IsNull(i) {
 			b.segment.AppendNull()
 		} else {
-			b.segment.Append(segment.Value(i))
+			b.segment.AppendString(segment.Value(i))
 		}
-		b.timestamp.Append(timestamp.Value(i))
-		b.topic.Append(topic)
-		b.partition.Append(partition.Value(i))
-		b.offset.Append(offset.Value(i))
-		b.row.Append(row.Value(i))
-		b.version.Append(m.Version)
-		if b.embedding != nil {
-			b.embedding.Append(true)
-			b.embedding.ValueBuilder().(*array.Float32Builder).AppendValues(x[i*dim:(i+1)*dim], nil)
+		b.timestamp = append(b.timestamp, int64(timestamp.Value(i)))
+		b.topic.AppendString(topic)
+		b.partition = append(b.partition, partition.Value(i))
+		b.offset = append(b.offset, offset.Value(i))
+		b.row = append(b.row, row.Value(i))
+		b.version.AppendString(m.Version)
+		if b.embedding {
+			b.values = append(b.values, x[i*dim:(i+1)*dim]...)
 		}
 	}
-	return b.builder.NewRecord(), nil
+	return b.record(), nil
+}
+
+func (b *RecordBuilder) reset() {
+	for _, t := range []*arrowcol.Text{&b.id, &b.class, &b.segment, &b.topic, &b.version} {
+		t.Truncate(0)
+	}
+	b.score, b.pValue, b.values = b.score[:0], b.pValue[:0], b.values[:0]
+	b.ood.Reset()
+	b.timestamp, b.offset = b.timestamp[:0], b.offset[:0]
+	b.partition, b.row = b.partition[:0], b.row[:0]
+}
+
+// record returns the rows in the order of featurizer.ScoreSchema.
+func (b *RecordBuilder) record() arrow.Record {
+	n := len(b.score)
+	all := []arrow.ArrayData{
+		b.id.Data(), arrowcol.Fixed(arrow.PrimitiveTypes.Float32, b.score), arrowcol.Fixed(arrow.PrimitiveTypes.Float32, b.pValue),
+		b.ood.Data(), b.class.Data(), b.segment.Data(), arrowcol.Fixed(b.schema.Field(6).Type, b.timestamp), b.topic.Data(),
+		arrowcol.Fixed(arrow.PrimitiveTypes.Int32, b.partition), arrowcol.Fixed(arrow.PrimitiveTypes.Int64, b.offset),
+		arrowcol.Fixed(arrow.PrimitiveTypes.Int32, b.row), b.version.Data(),
+	}
+	if b.embedding {
+		all = append(all, arrowcol.Lists(b.schema.Field(12).Type, n, b.values))
+	}
+	return arrowcol.Record(b.schema, n, all...)
 }

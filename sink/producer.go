@@ -3,7 +3,6 @@ package sink
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,7 +16,6 @@ import (
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
 )
 
 // Config names the topics and the form of what is published.
@@ -43,6 +41,9 @@ type Header = kafka.Header
 // maxRequest is the size of the messages in one request: below the default of
 // a broker's max.message.bytes, which bounds the whole.
 const maxRequest = 900 << 10
+
+// produceTimeout bounds one attempt.
+const produceTimeout = 30 * time.Second
 
 const firstPause, lastPause = 100 * time.Millisecond, 5 * time.Second
 
@@ -77,7 +78,7 @@ type writer struct {
 	buf      []byte   // keys and values
 	ends     [][2]int // of each message, where its key and its value end in buf
 	messages []message
-	batch    []byte
+	request  []byte
 }
 
 // A target is an output partition.
@@ -315,26 +316,28 @@ func (w *writer) produce(ctx context.Context, to target, messages []message) err
 		}
 	}
 	sequence := w.next[to]
-	w.batch = appendBatch(append(w.batch[:0], 0, 0, 0, 0), messages, time.Now(), w.id, w.epoch, sequence, w.transactional())
-	binary.BigEndian.PutUint32(w.batch, uint32(len(w.batch)-4)) // kafka-go wants the length before it
-	answer, err := w.conn.Kafka.RawProduce(ctx, &kafka.RawProduceRequest{
-		Topic: to.topic, Partition: to.partition, RequiredAcks: kafka.RequireAll, TransactionalID: w.transactionalID(),
-		RawRecords: protocol.RawRecordSet{Reader: bytes.NewReader(w.batch)},
-	})
+	w.request = appendProduce(w.request[:0], w.conn.ClientID, w.transactionalID(), produceTimeout, to)
+	start := len(w.request)
+	w.request = appendBatch(w.request, messages, time.Now(), w.id, w.epoch, sequence, w.transactional())
+	finishProduce(w.request, start)
+	ctx, cancel := context.WithTimeout(ctx, produceTimeout)
+	defer cancel()
+	answer, err := w.conn.Kafka.Transport.RoundTrip(ctx, w.conn.Kafka.Addr, &produceRequest{to: to, bytes: w.request})
 	if err != nil {
-		w.batch = nil // a request that was given up may still be written
+		w.request = nil // one that was given up may still be written
 		return err
 	}
+	code := kafka.Error(answer.(*produceResponse).errorCode)
 	switch {
-	case answer.Error == nil || errors.Is(answer.Error, kafka.DuplicateSequenceNumber): // appended before
+	case code == 0 || code == kafka.DuplicateSequenceNumber: // appended before
 		w.next[to] = int32((int64(sequence) + int64(len(messages))) & math.MaxInt32)
 		return nil
-	case errors.Is(answer.Error, kafka.OutOfOrderSequenceNumber) || errors.Is(answer.Error, kafka.UnknownProducerId) ||
-		errors.Is(answer.Error, kafka.InvalidProducerEpoch) || errors.Is(answer.Error, kafka.InvalidProducerIDMapping) ||
-		errors.Is(answer.Error, kafka.InvalidTransactionState) || errors.Is(answer.Error, kafka.ProducerFenced):
+	case code == kafka.OutOfOrderSequenceNumber || code == kafka.UnknownProducerId ||
+		code == kafka.InvalidProducerEpoch || code == kafka.InvalidProducerIDMapping ||
+		code == kafka.InvalidTransactionState || code == kafka.ProducerFenced:
 		w.id = -1 // the broker has forgotten us, or the topic was made anew, or another owns the partition
 	}
-	return answer.Error
+	return code
 }
 
 // begin gets a producer id, where there is none.

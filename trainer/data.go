@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"sort"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -28,14 +27,24 @@ type Counts struct {
 	NoDirection int `json:"no_direction"`
 }
 
-// A dataset is labelled embeddings of unit norm, split at random into parts.
+// The parts that labelled data is split into, at random. A part whose share is 0
+// is empty.
+const (
+	partFit = iota
+	partCalibration
+	partHeldOut
+	partValidation
+	numParts
+)
+
+// A dataset is labelled embeddings, split into parts.
 type dataset struct {
 	dim     int
 	classes []string // sorted; a row's class is an index of it
 	counts  Counts
-	parts   []*spool
-	// sums are of the first part's unit embeddings by class, [C, D], and
-	// perClass how many they are.
+	parts   [numParts]*spool
+	// sums are of the embeddings to fit by class, [C, D], and perClass how many
+	// they are. The embeddings have unit norm, unless they are raw.
 	sums     []float64
 	perClass []int
 }
@@ -44,21 +53,28 @@ type dataset struct {
 func (d *dataset) close() error {
 	var all []error
 	for _, p := range d.parts {
-		all = append(all, p.close())
+		if p != nil {
+			all = append(all, p.close())
+		}
 	}
 	return errors.Join(all...)
 }
 
 // readLabelled spools a source in parts of the given shares, which sum to 1.
-// The split is at random by the seed.
-func readLabelled(ctx context.Context, src Source, dir string, shares []float64, seed uint64) (d *dataset, err error) {
+// raw keeps the norms of the embeddings for the fit.
+//
+// The split is at random by the seed and the embedding itself: the same record is
+// in the same part whatever data it comes with, so that a later run with the
+// same seed and shares holds out what an earlier one did not fit, and copies of a
+// record are never on both sides. But the first record of each class is one to
+// fit, so that a class with a single record is known to the head.
+func readLabelled(ctx context.Context, src Source, dir string, shares [numParts]float64, seed uint64, raw bool) (d *dataset, err error) {
 	d = &dataset{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
 		}
 	}()
-	random := rand.New(rand.NewPCG(seed, 1))
 	index := make(map[string]int32)
 	var first []string // classes in the order of their first row
 	var unit []float32
@@ -69,12 +85,10 @@ func readLabelled(ctx context.Context, src Source, dir string, shares []float64,
 		}
 		if d.dim == 0 {
 			d.dim, unit = dim, make([]float32, dim)
-			for range shares {
-				part, err := newSpool(dir, dim)
-				if err != nil {
+			for i := range d.parts {
+				if d.parts[i], err = newSpool(dir, dim, raw); err != nil {
 					return err
 				}
-				d.parts = append(d.parts, part)
 			}
 		}
 		if dim != d.dim {
@@ -89,10 +103,12 @@ func readLabelled(ctx context.Context, src Source, dir string, shares []float64,
 				d.counts.Unlabelled++
 				continue
 			}
-			if !normalise(unit, x[i*dim:(i+1)*dim]) {
+			norm, ok := normalise(unit, x[i*dim:(i+1)*dim])
+			if !ok {
 				d.counts.NoDirection++
 				continue
 			}
+			part := draw(hash(seed, unit), shares[:])
 			class, ok := index[labels.Value(i)]
 			if !ok {
 				class = int32(len(first))
@@ -101,15 +117,19 @@ func readLabelled(ctx context.Context, src Source, dir string, shares []float64,
 				first = append(first, label)
 				d.sums = append(d.sums, make([]float64, dim)...)
 				d.perClass = append(d.perClass, 0)
+				part = partFit
 			}
-			part := draw(random, shares)
-			if part == 0 {
+			if part == partFit {
 				d.perClass[class]++
+				times := 1.
+				if raw {
+					times = float64(norm)
+				}
 				for j, v := range unit {
-					d.sums[int(class)*dim+j] += float64(v)
+					d.sums[int(class)*dim+j] += times * float64(v)
 				}
 			}
-			if err := d.parts[part].append(class, unit); err != nil {
+			if err := d.parts[part].append(class, norm, unit); err != nil {
 				return err
 			}
 			d.counts.Records++
@@ -148,19 +168,33 @@ func (c *Counts) check() error {
 	return nil
 }
 
-// draw returns a part with the probability of its share.
-func draw(random *rand.Rand, shares []float64) int {
-	if len(shares) == 1 {
-		return 0
-	}
-	u := random.Float64()
-	for i, share := range shares[:len(shares)-1] {
+// draw returns a part with the probability of its share, by u between 0 and 1.
+func draw(u float64, shares []float64) int {
+	for i, share := range shares {
 		if u < share {
 			return i
 		}
 		u -= share
 	}
-	return len(shares) - 1
+	return partFit // what rounding leaves
+}
+
+// hash spreads vectors evenly over the numbers from 0 to 1, by the finaliser of
+// MurmurHash3.
+func hash(seed uint64, x []float32) float64 {
+	h := seed
+	for _, v := range x {
+		h = mix(h ^ uint64(math.Float32bits(v)))
+	}
+	return float64(h>>11) / (1 << 53)
+}
+
+func mix(h uint64) uint64 {
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
 }
 
 // sortClasses numbers the classes by their names, in the sums and in the
@@ -185,15 +219,11 @@ func (d *dataset) sortClasses(first []string) {
 	}
 }
 
-// means returns the prototypes to start from: the mean directions of the
-// classes in the first part.
+// means returns the mean embeddings of the classes, [C, D], over what is to fit.
 func (d *dataset) means() ([]float32, error) {
 	p := make([]float32, len(d.classes)*d.dim)
 	all := make([]float64, d.dim)
 	for c, n := range d.perClass {
-		if n == 0 {
-			return nil, fmt.Errorf("class %q has no record to fit: give it more records", d.classes[c])
-		}
 		for j := range d.dim {
 			all[j] += d.sums[c*d.dim+j] / float64(n) / float64(len(d.classes))
 			p[c*d.dim+j] = float32(d.sums[c*d.dim+j] / float64(n))
@@ -212,17 +242,47 @@ func (d *dataset) means() ([]float32, error) {
 	return p, nil
 }
 
-// normalise writes x divided by its norm, and reports whether it has a
-// direction.
-func normalise(unit, x []float32) bool {
+// classWeights weigh the classes so that each counts as much as any other.
+func (d *dataset) classWeights() []float32 {
+	total := 0
+	for _, n := range d.perClass {
+		total += n
+	}
+	weights := make([]float32, len(d.perClass))
+	for c, n := range d.perClass {
+		weights[c] = float32(float64(total) / float64(len(d.perClass)) / float64(n))
+	}
+	return weights
+}
+
+// normalise writes x divided by its norm, which it returns, and reports whether
+// it has a direction.
+func normalise(unit, x []float32) (float32, bool) {
 	n := norm(x)
-	if !(n >= 1e-12) || math.IsInf(n, 0) {
-		return false
+	if !(n >= 1e-12) || n > math.MaxFloat32 {
+		return 0, false
 	}
 	for i, v := range x {
 		unit[i] = float32(float64(v) / n)
 	}
-	return true
+	return float32(n), true
+}
+
+// norm sums in float64, which neither overflows nor underflows on the squares.
+func norm(x []float32) float64 {
+	var a, b, c, d float64
+	i := 0
+	for ; i+4 <= len(x); i += 4 {
+		v := x[i : i+4 : i+4]
+		a += float64(v[0]) * float64(v[0])
+		b += float64(v[1]) * float64(v[1])
+		c += float64(v[2]) * float64(v[2])
+		d += float64(v[3]) * float64(v[3])
+	}
+	for ; i < len(x); i++ {
+		a += float64(x[i]) * float64(x[i])
+	}
+	return math.Sqrt(a + b + c + d)
 }
 
 // vectors give embeddings, [n, dim] row-major, with the label of each ("" where
@@ -232,6 +292,7 @@ type vectors func(ctx context.Context, fn func(name string, x []float32, dim int
 // vectors returns the embeddings of a source.
 func (s Source) vectors() vectors {
 	return func(ctx context.Context, fn func(string, []float32, int, func(int) string) error) error {
+		known := make(map[string]string)
 		return s(ctx, func(name string, rec arrow.Record) error {
 			x, dim, err := featurizer.Embeddings(rec)
 			if err != nil {
@@ -245,7 +306,12 @@ func (s Source) vectors() vectors {
 				if labels.IsNull(i) {
 					return ""
 				}
-				return string([]byte(labels.Value(i))) // the record's memory is used again
+				label, ok := known[labels.Value(i)]
+				if !ok {
+					label = string([]byte(labels.Value(i))) // the record's memory is used again
+					known[label] = label
+				}
+				return label
 			})
 		})
 	}

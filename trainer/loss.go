@@ -2,133 +2,273 @@ package trainer
 
 import (
 	"math"
+	"slices"
 
 	"github.com/oodmon/oodmon/internal/kernel"
+	"github.com/oodmon/oodmon/model"
 )
 
-// minDistance keeps the gradient of a distance finite where it vanishes.
-const minDistance = 1e-6
+// A pass is the scratch of taking a batch of B embeddings through a head.
+type pass struct {
+	kernel kernel.Workspace
 
-// A head is the IsoMax+ head during training: C prototypes of dimension D, and
-// the distance scale.
-type head struct {
-	c, d       int
-	prototypes []float32 // [C, D]
-	scale      float32
-
-	// Gradients of the last call of step.
-	gradPrototypes []float32 // [C, D]
-	gradScale      float32
-
-	unit  []float32 // [C, D], unit norm
-	norms []float64 // [C]
-	cos   []float32 // [B, C], then the gradient by it
-	dist  []float32 // [B, C]
+	x              []float32 // [B, D], as given
+	z              []float32 // [B, D]: x, or the projection of it; of unit norm where the head is directional
+	projected      []float32 // where z is kept, if it is not x
+	low            []float32 // [B, rank], x·U
+	norms          []float32 // [B], that the rows of z had; directional heads with a projection only
+	prototypes     []float32 // [C, D]; of unit norm where the head is directional
+	unit           []float32 // where they are kept then
+	prototypeNorms []float32 // [C], that they had
+	products       []float32 // [B, C]: z·p; then, but for softmax, the distances
+	squares        []float32 // [B] and [C], squared norms
+	gradProducts   []float32 // [B, C]
+	weights        []float32 // [B]
+	sums           []float32 // [C]
+	gradZ          []float32 // [B, D]
+	gradLow        []float32 // [B, rank]
 }
 
-func newHead(prototypes []float32, c, d int) *head {
-	return &head{c: c, d: d, prototypes: prototypes, scale: 1,
-		gradPrototypes: make([]float32, c*d), unit: make([]float32, c*d), norms: make([]float64, c)}
+func grow(s *[]float32, n int) []float32 {
+	*s = slices.Grow((*s)[:0], n)[:n]
+	return *s
 }
 
-// step computes the mean loss of a batch of unit embeddings x, [B, D], with the
-// classes y, and its gradients by the prototypes and the scale:
-//
-//	L_c  = −|s|·‖x^ − p^_c‖
-//	loss = −log softmax(E·L)[y], the mean over the batch
-//
-// after Macêdo and Ludermir, "Enhanced Isotropy Maximization Loss", equations
-// 5 to 7; E is the entropic scale.
-func (h *head) step(x []float32, y []int32, entropicScale float64) (loss float64) {
-	b, c, d := len(y), h.c, h.d
-	if len(h.cos) < b*c {
-		h.cos, h.dist = make([]float32, b*c), make([]float32, b*c)
-	}
-	cos, dist := h.cos[:b*c], h.dist[:b*c]
-	for k := range c {
-		row := h.prototypes[k*d : (k+1)*d]
-		h.norms[k] = math.Max(norm(row), 1e-12)
-		for j, v := range row {
-			h.unit[k*d+j] = float32(float64(v) / h.norms[k])
+// multiply sets c, [m, n], to a·b, or adds it.
+func (p *pass) multiply(c []float32, m, n int, a, b kernel.Matrix, add bool) {
+	kernel.Multiply(&p.kernel, kernel.RowMajor(c, m, n), a, b, add)
+}
+
+// forward sets products to what the logits of the embeddings x, [B, D], are made
+// of. Those of a directional head must have unit norm.
+func (h *head) forward(x []float32, b int) {
+	p, c, d := &h.pass, h.c, h.d
+	p.x, p.z = x, x
+	if h.projected() {
+		p.z = grow(&p.projected, b*d)
+		h.project(x, p.z, grow(&p.low, b*h.rank), b)
+		if h.directional() {
+			normaliseRows(p.z, p.z, grow(&p.norms, b), d)
 		}
 	}
-	kernel.Gemm(false, true, b, c, d, 1, x, d, h.unit, d, 0, cos, c)
-	s := math.Abs(float64(h.scale))
-	gradS := 0.
-	for i := range b {
-		row, ds := cos[i*c:(i+1)*c], dist[i*c:(i+1)*c]
-		least := float32(math.Inf(1))
-		for k, v := range row {
-			ds[k] = float32(math.Sqrt(math.Max(0, 2-2*float64(v))))
-			least = min(least, ds[k])
-		}
-		sum := 0.
-		for k, v := range ds {
-			e := math.Exp(-entropicScale * s * float64(v-least))
-			row[k] = float32(e)
-			sum += e
-		}
-		loss -= math.Log(math.Max(float64(row[y[i]])/sum, math.SmallestNonzeroFloat64))
-		for k := range row {
-			g := float64(row[k]) / sum // ∂loss/∂(E·L_k) = P_k − [k = y]
-			if int32(k) == y[i] {
-				g--
+	p.prototypes = h.prototypes.value
+	if h.directional() {
+		p.prototypes = grow(&p.unit, c*d)
+		normaliseRows(p.prototypes, h.prototypes.value, grow(&p.prototypeNorms, c), d)
+	}
+	products := grow(&p.products, b*c)
+	p.multiply(products, b, c, kernel.RowMajor(p.z, b, d), kernel.RowMajor(p.prototypes, c, d).T(), false)
+	switch {
+	case h.loss == model.Softmax:
+		for i := range b {
+			for k, v := range h.bias.value {
+				products[i*c+k] += v
 			}
-			g *= entropicScale / float64(b)
-			gradS -= g * float64(ds[k])
-			// ∂L/∂cos = |s|/distance
-			row[k] = float32(g * s / math.Max(float64(ds[k]), minDistance))
+		}
+	case h.loss == model.IsoMax:
+		squares := grow(&p.squares, b+c)
+		kernel.SquaredNorms(p.z, d, squares[:b])
+		kernel.SquaredNorms(p.prototypes, d, squares[b:])
+		kernel.Distances(&p.kernel, products, squares[:b], squares[b:])
+	default:
+		kernel.UnitDistances(&p.kernel, products, c)
+	}
+}
+
+// logits returns the logits, [B, C], of the embeddings x, [B, D], at temperature
+// 1. They are valid until the next call.
+//
+//	isomax+  L_c = −|s|·‖z^ − p^_c‖
+//	dismax   L_c = −(D_c + mean_k D_k) with D_c = |s|·‖z^ − p^_c‖/√2
+//	isomax   L_c = −‖z − p_c‖
+//	softmax  L_c = w_c·z + b_c
+//
+// z is x, or what the projection makes of it; ^ divides by the norm. Sources:
+// Macêdo and Ludermir, "Enhanced Isotropy Maximization Loss", "Distinction
+// Maximization Loss", "Entropic Out-of-Distribution Detection".
+func (h *head) logits(x []float32, b int) []float32 {
+	h.forward(x, b)
+	logits, c := h.pass.products, h.c
+	if h.loss == model.Softmax {
+		return logits
+	}
+	factor := -float32(h.distanceScale())
+	for i := range b {
+		row, sum := logits[i*c:(i+1)*c], float32(0)
+		for k := range row {
+			row[k] *= factor
+			sum += row[k]
+		}
+		if h.loss == model.DisMax {
+			for k := range row {
+				row[k] += sum / float32(c)
+			}
 		}
 	}
-	h.gradScale = float32(gradS)
-	if h.scale < 0 {
-		h.gradScale = -h.gradScale
+	return logits
+}
+
+// distanceScale is what multiplies a distance.
+func (h *head) distanceScale() float64 {
+	switch h.loss {
+	case model.IsoMaxPlus:
+		return math.Abs(float64(h.scale.value[0]))
+	case model.DisMax:
+		return math.Abs(float64(h.scale.value[0])) / math.Sqrt2
 	}
-	kernel.Gemm(true, false, c, d, b, 1, cos, c, x, d, 0, h.gradPrototypes, d)
-	// Through the normalisation: the part along the prototype changes nothing.
-	for k := range c {
-		g, u := h.gradPrototypes[k*d:(k+1)*d], h.unit[k*d:(k+1)*d]
-		along := 0.
-		for j := range g {
-			along += float64(g[j]) * float64(u[j])
+	return 1
+}
+
+// step computes the loss of a batch and its gradient by every parameter:
+//
+//	loss = mean_i −w[y_i]·log softmax(E·L_i)[y_i]
+//
+// x is [B, D], as forward takes it; y the classes, w the weight of each class
+// (nil: all 1), E the entropic scale. The authors round the probability to
+// float32 before they take its logarithm, which is infinite where it underflows;
+// here the loss is taken from the logits.
+func (h *head) step(x []float32, y []int32, weights []float32, entropicScale float64) float64 {
+	loss := h.lossOf(x, y, weights, entropicScale)
+	h.backwardProducts(len(y), entropicScale)
+	if h.projected() {
+		h.backwardProjection(len(y))
+	}
+	h.backwardPrototypes(len(y))
+	return loss
+}
+
+// lossOf computes the loss, and sets gradProducts to its gradient by E·L.
+func (h *head) lossOf(x []float32, y []int32, weights []float32, entropicScale float64) float64 {
+	h.forward(x, len(y))
+	p := &h.pass
+	grad, share := grow(&p.gradProducts, len(y)*h.c), grow(&p.weights, len(y))
+	copy(grad, p.products)
+	for i, class := range y {
+		share[i] = 1 / float32(len(y))
+		if weights != nil {
+			share[i] *= weights[class]
 		}
-		for j := range g {
-			g[j] = float32((float64(g[j]) - along*float64(u[j])) / h.norms[k])
+	}
+	// The mean that dismax adds to the logits is the same for all classes:
+	// softmax does not see it, and the loss is that of isomax+.
+	scale := -entropicScale * h.distanceScale()
+	if h.loss == model.Softmax {
+		scale = entropicScale
+	}
+	return kernel.SoftmaxLoss(&p.kernel, grad, h.c, y, scale, share)
+}
+
+// backwardProducts turns gradProducts into the gradient by z·p, and computes
+// those of the bias and the scale.
+func (h *head) backwardProducts(b int, entropicScale float64) {
+	p := &h.pass
+	grad := p.gradProducts[:b*h.c]
+	if h.loss == model.Softmax {
+		for i := range grad {
+			grad[i] *= float32(entropicScale)
+		}
+		kernel.ColumnSums(grad, h.bias.grad)
+		return
+	}
+	along := kernel.DistanceGradients(&p.kernel, grad, p.products, h.c, entropicScale*h.distanceScale())
+	if h.scaled() {
+		h.scale.grad[0] = float32(-entropicScale * along * h.distanceScale() / float64(h.scale.value[0]))
+	}
+}
+
+// backwardPrototypes computes the gradient of the prototypes.
+func (h *head) backwardPrototypes(b int) {
+	p, c, d := &h.pass, h.c, h.d
+	grad := h.prototypes.grad
+	p.multiply(grad, c, d, kernel.RowMajor(p.gradProducts, b, c).T(), kernel.RowMajor(p.z, b, d), false)
+	switch {
+	case h.directional():
+		throughNorms(grad, p.prototypes, p.prototypeNorms, d)
+	case h.loss == model.IsoMax: // ∂L/∂p = (z − p)/distance
+		sums := grow(&p.sums, c)
+		kernel.ColumnSums(p.gradProducts, sums)
+		for k, sum := range sums {
+			for j := k * d; j < (k+1)*d; j++ {
+				grad[j] -= sum * p.prototypes[j]
+			}
 		}
 	}
-	return loss / float64(b)
 }
 
-func norm(x []float32) float64 {
-	s := 0.
-	for _, v := range x {
-		s += float64(v) * float64(v)
+// backwardProjection computes the gradient of the projection.
+func (h *head) backwardProjection(b int) {
+	p, d := &h.pass, h.d
+	h.backwardEmbeddings(b)
+	if h.directional() {
+		throughNorms(p.gradZ, p.z, p.norms, d)
 	}
-	return math.Sqrt(s)
-}
-
-// An adamW is the optimiser of Loshchilov and Hutter, "Decoupled Weight Decay
-// Regularization", algorithm 2.
-type adamW struct {
-	m, v   []float64
-	steps  int
-	decay  float64
-	params []float32
-}
-
-func newAdamW(params []float32, decay float64) *adamW {
-	return &adamW{m: make([]float64, len(params)), v: make([]float64, len(params)), decay: decay, params: params}
-}
-
-func (a *adamW) step(grad []float32, rate float64) {
-	const beta1, beta2, epsilon = .9, .999, 1e-8
-	a.steps++
-	c1, c2 := 1-math.Pow(beta1, float64(a.steps)), 1-math.Pow(beta2, float64(a.steps))
-	for i, g32 := range grad {
-		g := float64(g32)
-		a.m[i] = beta1*a.m[i] + (1-beta1)*g
-		a.v[i] = beta2*a.v[i] + (1-beta2)*g*g
-		p := float64(a.params[i]) * (1 - rate*a.decay)
-		a.params[i] = float32(p - rate*(a.m[i]/c1)/(math.Sqrt(a.v[i]/c2)+epsilon))
+	x, gradZ := kernel.RowMajor(p.x, b, d), kernel.RowMajor(p.gradZ, b, d)
+	if len(h.full.value) > 0 {
+		p.multiply(h.full.grad, d, d, x.T(), gradZ, false)
+		return
 	}
+	p.multiply(h.v.grad, h.rank, d, kernel.RowMajor(p.low, b, h.rank).T(), gradZ, false)
+	gradLow := grow(&p.gradLow, b*h.rank)
+	p.multiply(gradLow, b, h.rank, gradZ, kernel.RowMajor(h.v.value, h.rank, d).T(), false)
+	p.multiply(h.u.grad, d, h.rank, x.T(), kernel.RowMajor(gradLow, b, h.rank), false)
+}
+
+// backwardEmbeddings sets gradZ to the gradient by z (z^, where the head is
+// directional).
+func (h *head) backwardEmbeddings(b int) {
+	p, c, d := &h.pass, h.c, h.d
+	gradZ := grow(&p.gradZ, b*d)
+	p.multiply(gradZ, b, d, kernel.RowMajor(p.gradProducts, b, c), kernel.RowMajor(p.prototypes, c, d), false)
+	if h.loss == model.IsoMax { // ∂L/∂z = (p − z)/distance
+		for i := range b {
+			sum := float32(0)
+			for _, v := range p.gradProducts[i*c : (i+1)*c] {
+				sum += v
+			}
+			for j := i * d; j < (i+1)*d; j++ {
+				gradZ[j] -= sum * p.z[j]
+			}
+		}
+	}
+}
+
+// normaliseRows sets to to the rows of x, of d values each, divided by their
+// norms, which it keeps. PyTorch divides by at least 1e-12, and so does it.
+func normaliseRows(to, x, norms []float32, d int) {
+	kernel.SquaredNorms(x, d, norms)
+	for i, square := range norms {
+		norms[i] = max(float32(math.Sqrt(float64(square))), 1e-12)
+		inv := 1 / norms[i]
+		for j := i * d; j < (i+1)*d; j++ {
+			to[j] = x[j] * inv
+		}
+	}
+}
+
+// throughNorms turns the gradient by unit rows into that by the rows that had
+// the norms: what is along a row changes nothing.
+func throughNorms(grad, unit, norms []float32, d int) {
+	for i, norm := range norms {
+		g, u := grad[i*d:(i+1)*d], unit[i*d:(i+1)*d]
+		along, inv := dot(g, u), 1/norm
+		for j, v := range u {
+			g[j] = (g[j] - along*v) * inv
+		}
+	}
+}
+
+func dot(a, b []float32) float32 {
+	b = b[:len(a)]
+	var s0, s1, s2, s3 float32
+	i := 0
+	for ; i+4 <= len(a); i += 4 {
+		s0 += a[i] * b[i]
+		s1 += a[i+1] * b[i+1]
+		s2 += a[i+2] * b[i+2]
+		s3 += a[i+3] * b[i+3]
+	}
+	for ; i < len(a); i++ {
+		s0 += a[i] * b[i]
+	}
+	return s0 + s1 + s2 + s3
 }

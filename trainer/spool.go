@@ -15,36 +15,40 @@ const (
 	shuffleWindow = 64 << 20 // bytes of rows that are shuffled together
 )
 
-// A spool keeps labelled unit embeddings in a temporary file of rows of one
-// size, so that memory does not grow with them and every epoch can read them in
-// another order. A row is its class, little-endian int32, and D float32.
+// A spool keeps labelled embeddings in a temporary file of rows of one size, so
+// that memory does not grow with them and every epoch can read them in another
+// order. A row is its class, int32, its norm and D values of its unit vector,
+// float32, all little-endian.
 type spool struct {
 	file *os.File
 	w    *bufio.Writer
 	dim  int
 	rows int
-	buf  []byte
+	row  []byte // one, to write
+	// raw gives rows to a fit with their norms; else they are unit vectors.
+	raw bool
 	// renumber gives the class that a written one now has.
 	renumber []int32
 }
 
-func newSpool(dir string, dim int) (*spool, error) {
+func newSpool(dir string, dim int, raw bool) (*spool, error) {
 	f, err := os.CreateTemp(dir, "oodmon-spool-*")
 	if err != nil {
 		return nil, fmt.Errorf("make spool: %w", err)
 	}
-	return &spool{file: f, w: bufio.NewWriterSize(f, 1<<20), dim: dim, buf: make([]byte, 4+4*dim)}, nil
+	return &spool{file: f, w: bufio.NewWriterSize(f, 1<<20), dim: dim, raw: raw, row: make([]byte, 8+4*dim)}, nil
 }
 
 // close removes the file.
 func (s *spool) close() error { return errors.Join(s.file.Close(), os.Remove(s.file.Name())) }
 
-func (s *spool) append(class int32, unit []float32) error {
-	binary.LittleEndian.PutUint32(s.buf, uint32(class))
+func (s *spool) append(class int32, norm float32, unit []float32) error {
+	binary.LittleEndian.PutUint32(s.row, uint32(class))
+	binary.LittleEndian.PutUint32(s.row[4:], math.Float32bits(norm))
 	for i, v := range unit {
-		binary.LittleEndian.PutUint32(s.buf[4+4*i:], math.Float32bits(v))
+		binary.LittleEndian.PutUint32(s.row[8+4*i:], math.Float32bits(v))
 	}
-	if _, err := s.w.Write(s.buf); err != nil {
+	if _, err := s.w.Write(s.row); err != nil {
 		return fmt.Errorf("write spool %s: %w", s.file.Name(), err)
 	}
 	s.rows++
@@ -58,33 +62,46 @@ func (s *spool) flush() error {
 	return nil
 }
 
-// read decodes n rows from the first on.
-func (s *spool) read(first, n int, x []float32, y []int32) error {
-	size := 4 + 4*s.dim
-	if len(s.buf) < n*size {
-		s.buf = make([]byte, n*size)
-	}
-	buf := s.buf[:n*size]
-	if _, err := s.file.ReadAt(buf, int64(first)*int64(size)); err != nil {
+// size is how many bytes n rows take.
+func (s *spool) size(n int) int { return n * (8 + 4*s.dim) }
+
+// read fills buf with the rows from first on.
+func (s *spool) read(first int, buf []byte) error {
+	if _, err := s.file.ReadAt(buf, int64(first)*int64(s.size(1))); err != nil {
 		return fmt.Errorf("read spool %s: %w", s.file.Name(), err)
-	}
-	for i := range n {
-		row := buf[i*size:]
-		y[i] = s.renumber[binary.LittleEndian.Uint32(row)]
-		for j := range s.dim {
-			x[i*s.dim+j] = math.Float32frombits(binary.LittleEndian.Uint32(row[4+4*j:]))
-		}
 	}
 	return nil
 }
 
-// inOrder calls fn with all rows, a chunk at a time.
+// decode takes the values of a row into x, and returns its class.
+func (s *spool) decode(row []byte, x []float32, raw bool) int32 {
+	row = row[:8+4*len(x)]
+	for j := range x {
+		x[j] = math.Float32frombits(binary.LittleEndian.Uint32(row[8+4*j:]))
+	}
+	if raw {
+		norm := math.Float32frombits(binary.LittleEndian.Uint32(row[4:]))
+		for j := range x {
+			x[j] *= norm
+		}
+	}
+	return s.renumber[binary.LittleEndian.Uint32(row)]
+}
+
+// inOrder calls fn with all rows as they were given, a chunk at a time.
 func (s *spool) inOrder(fn func(x []float32, y []int32) error) error {
-	x, y := make([]float32, spoolChunk*s.dim), make([]int32, spoolChunk)
+	return s.chunks(true, fn)
+}
+
+func (s *spool) chunks(raw bool, fn func(x []float32, y []int32) error) error {
+	buf, x, y := make([]byte, s.size(spoolChunk)), make([]float32, spoolChunk*s.dim), make([]int32, spoolChunk)
 	for first := 0; first < s.rows; first += spoolChunk {
 		n := min(spoolChunk, s.rows-first)
-		if err := s.read(first, n, x, y); err != nil {
+		if err := s.read(first, buf[:s.size(n)]); err != nil {
 			return err
+		}
+		for i := range n {
+			y[i] = s.decode(buf[s.size(i):], x[i*s.dim:(i+1)*s.dim], raw)
 		}
 		if err := fn(x[:n*s.dim], y[:n]); err != nil {
 			return err
@@ -98,34 +115,35 @@ func (s *spool) inOrder(fn func(x []float32, y []int32) error) error {
 // order is as likely.
 func (s *spool) shuffled(random *rand.Rand, batch int, fn func(x []float32, y []int32) error) error {
 	chunks := (s.rows + spoolChunk - 1) / spoolChunk
-	window := min(chunks, max(1, shuffleWindow/(spoolChunk*(4+4*s.dim)))) // chunks
-	x, y := make([]float32, window*spoolChunk*s.dim), make([]int32, window*spoolChunk)
-	bx, by := make([]float32, batch*s.dim), make([]int32, 0, batch)
+	window := min(chunks, max(1, shuffleWindow/s.size(spoolChunk))) // chunks
+	buf := make([]byte, s.size(min(window*spoolChunk, s.rows)))
+	batch = min(batch, s.rows)
+	x, y := make([]float32, batch*s.dim), make([]int32, 0, batch)
 	order := random.Perm(chunks)
 	for len(order) > 0 {
 		rows := 0
 		for _, chunk := range order[:min(window, len(order))] {
 			first := chunk * spoolChunk
 			n := min(spoolChunk, s.rows-first)
-			if err := s.read(first, n, x[rows*s.dim:], y[rows:]); err != nil {
+			if err := s.read(first, buf[s.size(rows):s.size(rows+n)]); err != nil {
 				return err
 			}
 			rows += n
 		}
 		order = order[min(window, len(order)):]
 		for _, i := range random.Perm(rows) {
-			copy(bx[len(by)*s.dim:], x[i*s.dim:(i+1)*s.dim])
-			if by = append(by, y[i]); len(by) < batch {
+			at := len(y) * s.dim
+			if y = append(y, s.decode(buf[s.size(i):], x[at:at+s.dim], s.raw)); len(y) < batch {
 				continue
 			}
-			if err := fn(bx, by); err != nil {
+			if err := fn(x, y); err != nil {
 				return err
 			}
-			by = by[:0]
+			y = y[:0]
 		}
 	}
-	if len(by) > 0 {
-		return fn(bx[:len(by)*s.dim], by)
+	if len(y) > 0 {
+		return fn(x[:len(y)*s.dim], y)
 	}
 	return nil
 }

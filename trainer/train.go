@@ -6,42 +6,129 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/oodmon/oodmon/model"
-	"gorgonia.org/tensor"
+)
+
+// The choices that a Recipe names.
+type (
+	// A Projection is what comes before the prototypes: "full", x + x·F with F
+	// [D, D] started at 0; "low-rank", x + (x·U)·V; or "none".
+	Projection string
+	// An Initial is where prototypes start: "means", the mean embeddings of the
+	// classes; or "random", the authors' values: N(0,1), for softmax uniform
+	// within ±√(1/D).
+	Initial string
+	// An Optimizer is "adamw", or "sgd" with Nesterov momentum 0.9.
+	Optimizer string
+	// A Schedule of the learning rate is "cosine", to 0; or "step", a tenth of
+	// it after 1/2, 2/3 and 5/6 of the epochs.
+	Schedule string
+)
+
+const (
+	ProjectionFull    Projection = "full"
+	ProjectionLowRank Projection = "low-rank"
+	ProjectionNone    Projection = "none"
+	InitialMeans      Initial    = "means"
+	InitialRandom     Initial    = "random"
+	AdamW             Optimizer  = "adamw"
+	SGD               Optimizer  = "sgd"
+	ScheduleCosine    Schedule   = "cosine"
+	ScheduleStep      Schedule   = "step"
 )
 
 // A Recipe says how a head is fitted. The defaults are what did best on fixed
 // embeddings; docs/training.md has what was tried.
 type Recipe struct {
-	Epochs        int     `yaml:"epochs" json:"epochs"`
-	BatchSize     int     `yaml:"batch_size" json:"batch_size"`
-	LearningRate  float64 `yaml:"learning_rate" json:"learning_rate"`
-	WeightDecay   float64 `yaml:"weight_decay" json:"weight_decay"`
-	EntropicScale float64 `yaml:"entropic_scale" json:"entropic_scale"`
-	Seed          uint64  `yaml:"seed" json:"seed"`
+	Loss          string     `yaml:"loss" json:"loss"`
+	Projection    Projection `yaml:"projection" json:"projection"`
+	Rank          int        `yaml:"rank" json:"rank"` // of a low-rank projection
+	Initial       Initial    `yaml:"initial" json:"initial"`
+	Optimizer     Optimizer  `yaml:"optimizer" json:"optimizer"`
+	Schedule      Schedule   `yaml:"schedule" json:"schedule"`
+	Epochs        int        `yaml:"epochs" json:"epochs"`
+	BatchSize     int        `yaml:"batch_size" json:"batch_size"`
+	LearningRate  float64    `yaml:"learning_rate" json:"learning_rate"` // 0: what did best for the loss and projection
+	WeightDecay   float64    `yaml:"weight_decay" json:"weight_decay"`   // of a projection towards the identity
+	EntropicScale float64    `yaml:"entropic_scale" json:"entropic_scale"`
+	// ClassWeights makes each class count as much as any other in the loss.
+	ClassWeights bool `yaml:"class_weights" json:"class_weights"`
+	// Patience, if not 0, keeps a tenth of the records apart and stops after so
+	// many epochs without a lower loss on them; the parameters of the best
+	// epoch are kept.
+	Patience int `yaml:"patience" json:"patience"`
+	// WarmStart makes Retrain go on from the model in service.
+	WarmStart bool   `yaml:"warm_start" json:"warm_start"`
+	Seed      uint64 `yaml:"seed" json:"seed"`
 }
 
 // DefaultRecipe returns the recipe of a user who chose nothing.
 func DefaultRecipe() Recipe {
-	return Recipe{Epochs: 30, BatchSize: 64, LearningRate: .001, WeightDecay: .01, EntropicScale: 10}
+	return Recipe{
+		Loss: model.IsoMaxPlus, Projection: ProjectionFull, Rank: 64, Initial: InitialMeans, Optimizer: AdamW, Schedule: ScheduleCosine,
+		Epochs: 30, BatchSize: 128, WeightDecay: .01, EntropicScale: 10,
+	}
 }
 
-func (r *Recipe) validate() error {
+// Losses lists the losses that a head can be fitted by.
+func Losses() []string {
+	return []string{model.IsoMaxPlus, model.IsoMax, model.DisMax, model.Softmax}
+}
+
+// Validate reports every value that cannot work, each with its key.
+func (r *Recipe) Validate() error {
 	var all []error
 	check := func(ok bool, format string, args ...any) {
 		if !ok {
 			all = append(all, fmt.Errorf(format, args...))
 		}
 	}
+	choice := func(key, value string, of ...string) {
+		check(slices.Contains(of, value), "%s: %q is not one of %q", key, value, of)
+	}
+	choice("loss", r.Loss, Losses()...)
+	choice("projection", string(r.Projection), string(ProjectionFull), string(ProjectionLowRank), string(ProjectionNone))
+	choice("initial", string(r.Initial), string(InitialMeans), string(InitialRandom))
+	choice("optimizer", string(r.Optimizer), string(AdamW), string(SGD))
+	choice("schedule", string(r.Schedule), string(ScheduleCosine), string(ScheduleStep))
+	check(r.Rank > 0, "rank: %d must be positive", r.Rank)
 	check(r.Epochs > 0, "epochs: %d must be positive", r.Epochs)
 	check(r.BatchSize > 0, "batch_size: %d must be positive", r.BatchSize)
-	check(r.LearningRate > 0 && !math.IsInf(r.LearningRate, 0), "learning_rate: %g must be positive", r.LearningRate)
+	check(r.LearningRate >= 0 && !math.IsInf(r.LearningRate, 0), "learning_rate: %g must not be negative", r.LearningRate)
 	check(r.WeightDecay >= 0 && r.WeightDecay < 1, "weight_decay: %g must be between 0 and 1", r.WeightDecay)
 	check(r.EntropicScale > 0 && !math.IsInf(r.EntropicScale, 0), "entropic_scale: %g must be positive", r.EntropicScale)
+	check(r.Patience >= 0, "patience: %d must not be negative", r.Patience)
 	return errors.Join(all...)
+}
+
+// resolved fills in what depends on other choices.
+func (r Recipe) resolved() Recipe {
+	if r.Loss == model.Softmax {
+		r.EntropicScale = 1 // it has none
+	}
+	if r.LearningRate == 0 {
+		r.LearningRate = r.bestRate()
+	}
+	if r.Projection != ProjectionLowRank {
+		r.Rank = 0
+	}
+	return r
+}
+
+// bestRate is the learning rate that did best on fixed embeddings.
+func (r *Recipe) bestRate() float64 {
+	switch {
+	case r.Optimizer == SGD:
+		return .1
+	case r.Loss == model.Softmax || r.Loss == model.IsoMax:
+		return .001
+	case r.Projection == ProjectionNone:
+		return .002
+	}
+	return .0002
 }
 
 // Options say what Train fits, on what.
@@ -50,6 +137,8 @@ type Options struct {
 	// does not; nil: a fifth of Data is kept apart for it, at random.
 	Data, Calibration Source
 	Recipe            Recipe
+	// Start, if not nil, is a model whose head the fit goes on from.
+	Start *model.Model
 	// Alpha is the false-positive rate; it holds with probability 1−Delta.
 	Alpha, Delta float64
 	Created      time.Time
@@ -59,32 +148,49 @@ type Options struct {
 	Progress func(share float64)
 }
 
-// calibrationShare is how much of the data is kept apart where there is no
-// other calibration set.
-const calibrationShare = 0.2
+const (
+	// calibrationShare is how much of the data is kept apart where there is no
+	// other calibration set.
+	calibrationShare = 0.2
+	// validationShare is how much of what would be fitted is kept apart to stop
+	// by.
+	validationShare = 0.1
+)
 
 // A Report says how a training went. It is kept in the model.
 type Report struct {
 	Counts
-	Fitted      int     `json:"fitted"`
-	Classes     int     `json:"classes"`
-	Dim         int     `json:"dim"`
-	Recipe      Recipe  `json:"recipe"`
-	Loss        float64 `json:"loss"` // the mean over the last epoch
-	Calibration int     `json:"calibration"`
+	Fitted  int    `json:"fitted"`
+	Classes int    `json:"classes"`
+	Dim     int    `json:"dim"`
+	Recipe  Recipe `json:"recipe"`
+	// Started is the version that the fit went on from; where it could not,
+	// Restarted says why.
+	Started   string `json:"started,omitempty"`
+	Restarted string `json:"restarted,omitempty"`
+	// Epochs were run; Loss is the mean over the last. ValidationLoss is that of
+	// the epoch that was kept, where records were kept apart to stop by.
+	Epochs         int         `json:"epochs"`
+	Loss           float64     `json:"loss"`
+	ValidationLoss *float64    `json:"validation_loss,omitempty"`
+	Temperature    Temperature `json:"temperature"`
+	Calibration    int         `json:"calibration"`
 	// Threshold is the score of the Rank-th largest calibration record.
 	Threshold float64 `json:"threshold"`
 	Rank      int     `json:"rank"`
 }
 
-// Train fits an IsoMax+ head and calibrates it. The same data, options and
-// machine give the same model.
+// Train fits a head and calibrates it. The same data, options and machine give
+// the same model.
 func Train(ctx context.Context, opts Options) (_ *model.Model, _ *Report, err error) {
-	shares := []float64{1}
-	if opts.Calibration == nil {
-		shares = []float64{1 - calibrationShare, calibrationShare}
+	if err := opts.Recipe.Validate(); err != nil {
+		return nil, nil, err
 	}
-	data, err := readLabelled(ctx, opts.Data, opts.TempDir, shares, opts.Recipe.Seed)
+	share := 0.
+	if opts.Calibration == nil {
+		share = calibrationShare
+	}
+	data, err := opts.Recipe.read(ctx, opts.Data, opts.TempDir, share, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read training data: %w", err)
 	}
@@ -92,31 +198,39 @@ func Train(ctx context.Context, opts Options) (_ *model.Model, _ *Report, err er
 	return train(ctx, data, opts)
 }
 
-// train fits to the first part of data; the second calibrates, where there is
-// no other source for it.
-func train(ctx context.Context, data *dataset, opts Options) (*model.Model, *Report, error) {
-	if err := opts.Recipe.validate(); err != nil {
-		return nil, nil, err
+// read splits labelled data as the recipe needs it.
+func (r *Recipe) read(ctx context.Context, src Source, dir string, calibration, heldOut float64) (*dataset, error) {
+	var shares [numParts]float64
+	shares[partCalibration], shares[partHeldOut] = calibration, heldOut
+	shares[partFit] = 1 - calibration - heldOut
+	if r.Patience > 0 {
+		shares[partValidation] = validationShare * shares[partFit]
+		shares[partFit] -= shares[partValidation]
 	}
-	report := &Report{Counts: data.counts, Fitted: data.parts[0].rows, Classes: len(data.classes), Dim: data.dim, Recipe: opts.Recipe}
+	raw := r.Loss == model.IsoMax || r.Loss == model.Softmax
+	return readLabelled(ctx, src, dir, shares, r.Seed, raw)
+}
+
+// train fits to data; its calibration part calibrates, where there is no other
+// source for it.
+func train(ctx context.Context, data *dataset, opts Options) (*model.Model, *Report, error) {
+	opts.Recipe = opts.Recipe.resolved()
+	report := &Report{Counts: data.counts, Fitted: data.parts[partFit].rows, Classes: len(data.classes), Dim: data.dim, Recipe: opts.Recipe}
 	m := &model.Model{
-		Detector: model.IsoMaxPlus, Score: model.MDS, EntropicScale: opts.Recipe.EntropicScale, Temperature: 1,
+		Detector: opts.Recipe.Loss, Score: model.Scores(opts.Recipe.Loss)[0], EntropicScale: opts.Recipe.EntropicScale, Temperature: 1,
 		Classes: data.classes, Alpha: opts.Alpha, Delta: opts.Delta, Created: opts.Created.UTC().Truncate(time.Second), Parent: opts.Parent,
 	}
-	h, loss, err := fit(ctx, data, opts)
+	h, err := fit(ctx, data, opts, report)
 	if err != nil {
 		return nil, nil, fmt.Errorf("fit: %w", err)
 	}
-	report.Loss = loss
-	m.Prototypes = tensor.New(tensor.WithShape(h.c, h.d), tensor.WithBacking(h.prototypes))
-	m.DistanceScale = h.scale
+	h.export(m)
 
-	if opts.Calibration == nil {
-		err = calibrate(ctx, m, data.vectors(1))
-	} else {
-		err = Calibrate(ctx, m, opts.Calibration)
+	calibration := data.vectors(partCalibration)
+	if opts.Calibration != nil {
+		calibration = opts.Calibration.vectors()
 	}
-	if err != nil {
+	if report.Temperature, err = calibrate(ctx, m, calibration); err != nil {
 		return nil, nil, err
 	}
 	threshold, rank, err := m.Calibration.Threshold(m.Alpha, m.Delta)
@@ -133,60 +247,26 @@ func train(ctx context.Context, data *dataset, opts Options) (*model.Model, *Rep
 	return m, report, nil
 }
 
-// fit runs AdamW over the data with a cosine schedule, from the class means.
-func fit(ctx context.Context, data *dataset, opts Options) (*head, float64, error) {
-	start, err := data.means()
-	if err != nil {
-		return nil, 0, err
-	}
-	r := opts.Recipe
-	h := newHead(start, len(data.classes), data.dim)
-	scale := []float32{h.scale}
-	prototypes, scales := newAdamW(h.prototypes, r.WeightDecay), newAdamW(scale, r.WeightDecay)
-	random := rand.New(rand.NewPCG(r.Seed, 2))
-	rows := data.parts[0].rows
-	steps := r.Epochs * ((rows + r.BatchSize - 1) / r.BatchSize)
-	step, loss := 0, 0.
-	for range r.Epochs {
-		loss = 0
-		err := data.parts[0].shuffled(random, r.BatchSize, func(x []float32, y []int32) error {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			loss += h.step(x, y, r.EntropicScale) * float64(len(y))
-			rate := r.LearningRate * (1 + math.Cos(math.Pi*float64(step)/float64(steps))) / 2
-			prototypes.step(h.gradPrototypes, rate)
-			scales.step([]float32{h.gradScale}, rate)
-			h.scale = scale[0]
-			if step++; opts.Progress != nil {
-				opts.Progress(float64(step) / float64(steps))
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, 0, err
-		}
-		if loss /= float64(rows); math.IsNaN(loss) || math.IsInf(loss, 0) {
-			return nil, 0, fmt.Errorf("the loss became %g: lower the learning rate of %g", loss, r.LearningRate)
-		}
-	}
-	return h, loss, nil
-}
-
-// Calibrate scores in-distribution embeddings that m was not fitted on, and
-// makes them its calibration. Labels are not needed.
-func Calibrate(ctx context.Context, m *model.Model, src Source) error {
+// Calibrate fits the temperature of m to embeddings that it was not fitted on,
+// in distribution, where they are labelled, and makes their scores at that
+// temperature its calibration.
+func Calibrate(ctx context.Context, m *model.Model, src Source) (Temperature, error) {
 	return calibrate(ctx, m, src.vectors())
 }
 
-func calibrate(ctx context.Context, m *model.Model, src vectors) error {
+func calibrate(ctx context.Context, m *model.Model, src vectors) (Temperature, error) {
+	t, err := fitTemperature(ctx, m, src)
+	if err != nil {
+		return t, fmt.Errorf("calibrate: %w", err)
+	}
+	m.Temperature = t.Value // before the scores, which it divides
 	rows, err := score(ctx, m, src)
 	if err != nil {
-		return fmt.Errorf("calibrate: %w", err)
+		return t, fmt.Errorf("calibrate: %w", err)
 	}
 	m.Calibration = model.NewCalibration(rows.scores, rows.classes)
 	if _, _, err := m.Calibration.Threshold(m.Alpha, m.Delta); err != nil {
-		return fmt.Errorf("calibrate: %w", err)
+		return t, fmt.Errorf("calibrate: %w", err)
 	}
-	return nil
+	return t, nil
 }

@@ -52,7 +52,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage or configuration,
 	})
 	root.AddCommand(
 		newDemoCommand(), newRunCommand(), newRetrainCommand(), newTrainCommand(), newEvalCommand(), newScoreCommand(),
-		newModelCommand(), newConfigCommand(), newBenchCommand(), newVersionCommand(),
+		newModelCommand(), newAlertsCommand(), newConfigCommand(), newBenchCommand(), newVersionCommand(),
 	)
 	refuseWrongUsage(root)
 	return root

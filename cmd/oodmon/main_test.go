@@ -101,12 +101,13 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"train", "--dat", "x"}, 2, "unknown flag: --dat; see 'oodmon train --help'"},
 		{[]string{"train", "--data", "a", "b", "--output", "c"}, 2, `unexpected argument "b": repeat the flag before each file; see 'oodmon train --help'`},
 		{[]string{"train"}, 2, `required flag(s) "data", "output" not set`},
-		{[]string{"train", "--data", "x", "--output", "y", "--loss", "hinge"}, 2, `--loss: "hinge" is not one of ["isomax+"]`},
+		{[]string{"train", "--data", "x", "--output", "y", "--loss", "hinge"}, 2, `loss: "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax"]`},
 		{[]string{"score", "--model", "x"}, 2, "requires at least 1 arg(s), only received 0"},
 		{[]string{"eval", "--model", "/nowhere", "--id", "a", "--ood", "b"}, 1, "--model: stat /nowhere: no such file or directory"},
 		{[]string{"model", "list"}, 2, "--registry is required"},
 		{[]string{"run", "--config", "/nowhere.yml"}, 2, "read configuration: open /nowhere.yml"},
 		{[]string{"demo", "--for", "-1s"}, 2, "--for must not be negative"},
+		{[]string{"alerts", "generate", "--config", "/nowhere.yml"}, 2, "read configuration: open /nowhere.yml"},
 		{[]string{"bench", "line", "--records", "0"}, 1, "--records: 0 must be positive"},
 	} {
 		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, "oodmon: ") || !strings.Contains(o.stderr, test.want) {
@@ -125,6 +126,35 @@ func TestConfigCheck(t *testing.T) {
 	}
 	if o := oodmon(t, 2, "config", "check", path); o.stderr != "oodmon: configuration "+path+": line 1: unknown key \"inputs\"\n" {
 		t.Errorf("%q", o.stderr)
+	}
+}
+
+func TestAlertsGenerate(t *testing.T) {
+	example := filepath.Join("..", "..", "deploy", "oodmon.yml")
+	want, err := os.ReadFile(filepath.Join("..", "..", "alerts", "rules.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	output := filepath.Join(t.TempDir(), "rules.yml")
+	oodmon(t, 0, "alerts", "generate", "--config", example, "--output", output)
+	written, err := os.ReadFile(output)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := oodmon(t, 0, "alerts", "generate", "--config", example); o.stdout != string(want) || string(written) != string(want) {
+		t.Error("the example configuration does not give the committed rules")
+	}
+	text, err := os.ReadFile(example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "oodmon.yml")
+	if err := os.WriteFile(config, []byte(strings.Replace(string(text), "ood_budget: 0.02", "ood_budget: 0.01", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := oodmon(t, 2, "alerts", "generate", "--config", config)
+	if want := "alerts.ood_budget: 0.01 must lie above retrain.false_positive_rate, 0.01"; !strings.Contains(o.stderr, want) || o.stdout != "" {
+		t.Errorf("%q, want %q", o.stderr, want)
 	}
 }
 
@@ -305,7 +335,7 @@ func TestModels(t *testing.T) {
 	if o := oodmon(t, 1, "model", "promote", "--registry", registry, "0123456789ab"); !strings.Contains(o.stderr, "no such model in the registry") {
 		t.Errorf("%s", o.stderr)
 	}
-	if o := oodmon(t, 1, "model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--output", "x", "--classes", "a,b"); !strings.Contains(o.stderr, "2 class names for 8 prototypes") {
+	if o := oodmon(t, 1, "model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--output", "x", "--classes", "a,b"); !strings.Contains(o.stderr, "2 class names for 8 classes") {
 		t.Errorf("%s", o.stderr)
 	}
 }

@@ -98,7 +98,7 @@ type modelInfo struct {
 	Threshold     float64   `json:"threshold"`
 	Rank          int       `json:"rank"`
 	Calibration   int       `json:"calibration"`
-	DistanceScale float64   `json:"distance_scale"`
+	DistanceScale float64   `json:"distance_scale,omitempty"`
 	EntropicScale float64   `json:"entropic_scale"`
 	Parent        string    `json:"parent,omitempty"`
 	Training      any       `json:"training,omitempty"`
@@ -291,30 +291,41 @@ func newModelRollbackCommand(registry *string) *cobra.Command {
 
 func newModelImportCommand(registry *string) *cobra.Command {
 	var (
-		head, output string
-		calibration  []string
-		classes      []string
-		promote      bool
-		alpha, delta float64
+		head, output    string
+		detector, score string
+		calibration     []string
+		classes         []string
+		promote         bool
+		alpha, delta    float64
 	)
 	cmd := &cobra.Command{
 		Use:   "import --head FILE --calibration FILE (--output MODEL | --registry DIR)",
 		Short: "Make a model of a head that was trained elsewhere",
-		Long: `import reads the prototypes and the distance scale of an IsoMax+ head that was
-trained with its network, for example in PyTorch:
+		Long: `import reads the head of a network that was trained elsewhere, for example in
+PyTorch, and calibrates it on in-distribution embeddings that the training never
+saw. The file holds, in float32,
+
+  isomax+, dismax  prototypes [C, D] and distance_scale [1]
+  isomax           prototypes [C, D]
+  softmax          weight or weights [C, D] and bias [C], as of a torch.nn.Linear
 
   from safetensors.torch import save_file
   save_file({"prototypes": head.prototypes, "distance_scale": head.distance_scale}, "head.safetensors")
+  save_file(model.classifier.state_dict(), "head.safetensors")      # a torch.nn.Linear
 
-and calibrates it on in-distribution embeddings that the training never saw. A
+--detector says which head it is; else the file's metadata (loss), else softmax
+where there are weights and isomax+ where there are prototypes. A
 linear layer between the embeddings and the head comes along as the tensor
 transform.matrix [D, K] (a torch.nn.Linear's weight, transposed), or, for identity
 plus low rank, x + (x·U)·V, as transform.u [D, r] and transform.v [r, D].
-Class names come from --classes, else from the file's metadata (classes, a JSON
+The temperature of the probabilities is fitted to the calibration records that
+have a label; without labels it stays what the file says. Class names come from
+--classes, else from the file's metadata (classes, a JSON
 array), else they are numbers. The model goes to a file, or to a registry; there
 --promote puts it into service.`,
 		Example: `  oodmon model import --head head.safetensors --calibration val.arrow --output model.safetensors
-  oodmon model import --head head.safetensors --calibration val.parquet --registry /var/lib/oodmon/registry --promote`,
+  oodmon model import --head head.safetensors --calibration val.parquet --registry /var/lib/oodmon/registry --promote
+  oodmon model import --head classifier.safetensors --detector softmax --score energy --calibration val.parquet --output model.safetensors`,
 		Args: noLooseFiles,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if (output == "") == (*registry == "") {
@@ -323,13 +334,15 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 			if promote && *registry == "" {
 				return withExit(exitUsage, errors.New("--promote needs --registry"))
 			}
-			m, err := importHead(head, classes, alpha, delta)
+			m, err := importHead(head, detector, score, classes, alpha, delta)
 			if err != nil {
 				return err
 			}
-			if err := trainer.Calibrate(cmd.Context(), m, trainer.Files(calibration...)); err != nil {
+			temperature, err := trainer.Calibrate(cmd.Context(), m, trainer.Files(calibration...))
+			if err != nil {
 				return err
 			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+temperature.String())
 			if output != "" {
 				if err := writeModel(output, m); err != nil {
 					return err
@@ -353,7 +366,9 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&head, "head", "", "safetensors file with prototypes [C, K] and distance_scale [1] (required)")
+	f.StringVar(&head, "head", "", "safetensors file of the head (required)")
+	f.StringVar(&detector, "detector", "", "the head: isomax+, isomax, dismax or softmax (default: as the file says)")
+	f.StringVar(&score, "score", "", "the score to decide by: mds, mps, es, mmls, mmles, max-logit or energy (default: mds for isomax+, es for isomax, mmles for dismax, mps for softmax)")
 	f.StringSliceVar(&calibration, "calibration", nil, "in-distribution embeddings; may be repeated (required)")
 	f.StringSliceVar(&classes, "classes", nil, "class names in the order of the prototypes")
 	f.StringVar(&output, "output", "", "model file to write")
@@ -364,24 +379,23 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 	return cmd
 }
 
-func importHead(path string, classes []string, alpha, delta float64) (*model.Model, error) {
-	h, err := model.ReadHead(path)
+func importHead(path, detector, score string, classes []string, alpha, delta float64) (*model.Model, error) {
+	m, err := model.ReadHead(path, detector)
 	if err != nil {
 		return nil, err
 	}
-	if classes == nil {
-		classes = h.Classes
-	}
-	if n := h.Prototypes.Shape()[0]; classes == nil {
-		for i := range n {
-			classes = append(classes, fmt.Sprint(i))
+	if score != "" {
+		if allowed := model.Scores(m.Detector); !slices.Contains(allowed, score) {
+			return nil, withExit(exitUsage, fmt.Errorf("--score: %q is not one of %q of %s", score, allowed, m.Detector))
 		}
-	} else if len(classes) != n {
-		return nil, fmt.Errorf("%s: %d class names for %d prototypes", path, len(classes), n)
+		m.Score = score
 	}
-	return &model.Model{
-		Detector: model.IsoMaxPlus, Score: model.MDS, EntropicScale: h.EntropicScale, Temperature: 1, Classes: classes,
-		Alpha: alpha, Delta: delta, Created: time.Now().UTC().Truncate(time.Second),
-		Transform: h.Transform, Prototypes: h.Prototypes, DistanceScale: h.DistanceScale,
-	}, nil
+	if classes != nil {
+		if len(classes) != m.NumClasses() {
+			return nil, fmt.Errorf("%s: %d class names for %d classes", path, len(classes), m.NumClasses())
+		}
+		m.Classes = classes
+	}
+	m.Alpha, m.Delta, m.Created = alpha, delta, time.Now().UTC().Truncate(time.Second)
+	return m, nil
 }

@@ -17,27 +17,36 @@ import (
 func newTrainCommand() *cobra.Command {
 	var (
 		data, calibration []string
-		output, loss      string
+		output, start     string
 		asJSON            bool
 	)
 	opts := trainer.Options{Recipe: trainer.DefaultRecipe()}
 	cmd := &cobra.Command{
 		Use:   "train --data FILE [--data FILE]... --output MODEL",
-		Short: "Fit an IsoMax+ head to labelled embeddings and calibrate it",
-		Long: `train fits an IsoMax+ head to labelled embeddings, calibrates its threshold on
-embeddings that the fit never saw, and writes a model file.
+		Short: "Fit a head to labelled embeddings and calibrate it",
+		Long: `train fits a head (IsoMax+, unless --loss says otherwise), and a linear projection
+before it, to labelled embeddings. It fits the temperature of the probabilities and
+the threshold on embeddings that the fit never saw, and writes a model file.
 
 Files are Arrow IPC (.arrow), Parquet (.parquet), NumPy (.npy, labels one a line
 in NAME.labels.txt beside it) or JSON lines (.jsonl), with the columns embedding
 and label. Without --calibration a fifth of the data is kept apart for it, at
-random by the seed. The same data, options and machine give the same file, but
+random by the seed; the calibration needs labels for the temperature only. The same data, options and machine give the same file, but
 for the time that it carries.`,
 		Example: `  oodmon train --data train.parquet --calibration val.parquet --output head.safetensors
+  oodmon train --data train.parquet --output head.safetensors --projection low-rank     # cheaper to score by
   oodmon train --data train-1.arrow --data train-2.arrow --output head.safetensors --alpha 0.05 --json`,
 		Args: noLooseFiles,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if loss != model.IsoMaxPlus {
-				return withExit(exitUsage, fmt.Errorf("--loss: %q is not one of [%q]", loss, model.IsoMaxPlus))
+			if err := opts.Recipe.Validate(); err != nil {
+				return withExit(exitUsage, err)
+			}
+			if start != "" {
+				var err error
+				if opts.Start, err = loadModel(cmd.Context(), start); err != nil {
+					return err
+				}
+				opts.Parent = opts.Start.Version
 			}
 			opts.Data, opts.Created = trainer.Files(data...), time.Now()
 			if len(calibration) > 0 {
@@ -62,6 +71,10 @@ for the time that it carries.`,
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: model %s, %d classes of dimension %d, fitted on %d records (%d without label and %d without direction left out)\n",
 				output, m.Version, report.Classes, report.Dim, report.Fitted, report.Unlabelled, report.NoDirection)
+			if report.Restarted != "" {
+				fmt.Fprintf(cmd.OutOrStdout(), "the fit could not go on from model %s: %s; it started afresh\n", opts.Start.Version, report.Restarted)
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), report.Temperature)
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "threshold %.4f: the %d. largest of %d calibration scores; false-positive rate at most %g with probability %g\n",
 				report.Threshold, report.Rank, report.Calibration, m.Alpha, 1-m.Delta)
 			return err
@@ -71,14 +84,23 @@ for the time that it carries.`,
 	f.StringSliceVar(&data, "data", nil, "labelled embeddings to fit to; may be repeated (required)")
 	f.StringSliceVar(&calibration, "calibration", nil, "in-distribution embeddings to calibrate on; may be repeated")
 	f.StringVar(&output, "output", "", "model file to write (required)")
-	f.StringVar(&loss, "loss", model.IsoMaxPlus, "the head and its loss: isomax+")
+	f.StringVar(&start, "start", "", "model file, or registry, to go on from")
 	addRateFlags(f, &opts.Alpha, &opts.Delta)
-	f.IntVar(&opts.Recipe.Epochs, "epochs", opts.Recipe.Epochs, "passes over the data")
-	f.IntVar(&opts.Recipe.BatchSize, "batch-size", opts.Recipe.BatchSize, "records a step")
-	f.Float64Var(&opts.Recipe.LearningRate, "learning-rate", opts.Recipe.LearningRate, "of AdamW, at the start of the cosine schedule")
-	f.Float64Var(&opts.Recipe.WeightDecay, "weight-decay", opts.Recipe.WeightDecay, "of AdamW")
-	f.Float64Var(&opts.Recipe.EntropicScale, "entropic-scale", opts.Recipe.EntropicScale, "of the loss; inference leaves it out")
-	f.Uint64Var(&opts.Recipe.Seed, "seed", 0, "of the order of the records and of the split")
+	r := &opts.Recipe
+	f.StringVar(&r.Loss, "loss", r.Loss, "the head and its loss: isomax+, isomax, dismax or softmax")
+	f.StringVar((*string)(&r.Projection), "projection", string(r.Projection), "learned, before the prototypes: full, low-rank or none")
+	f.IntVar(&r.Rank, "rank", r.Rank, "of a low-rank projection")
+	f.StringVar((*string)(&r.Initial), "initial", string(r.Initial), "where prototypes start: at the class means, or random")
+	f.StringVar((*string)(&r.Optimizer), "optimizer", string(r.Optimizer), "adamw, or sgd with Nesterov momentum 0.9")
+	f.StringVar((*string)(&r.Schedule), "schedule", string(r.Schedule), "of the learning rate: cosine, or step (a tenth after 1/2, 2/3 and 5/6)")
+	f.IntVar(&r.Epochs, "epochs", r.Epochs, "passes over the data")
+	f.IntVar(&r.BatchSize, "batch-size", r.BatchSize, "records a step")
+	f.Float64Var(&r.LearningRate, "learning-rate", r.LearningRate, "at the start of the schedule; 0: what did best for the loss, projection and optimizer")
+	f.Float64Var(&r.WeightDecay, "weight-decay", r.WeightDecay, "of a projection towards the identity")
+	f.Float64Var(&r.EntropicScale, "entropic-scale", r.EntropicScale, "of the loss, but softmax; inference leaves it out")
+	f.BoolVar(&r.ClassWeights, "class-weights", r.ClassWeights, "let every class count as much as any other")
+	f.IntVar(&r.Patience, "patience", r.Patience, "stop after so many epochs without a lower loss on a tenth kept apart; 0: never")
+	f.Uint64Var(&r.Seed, "seed", 0, "of the order of the records, of the split and of initial values")
 	f.BoolVar(&asJSON, "json", false, "print the report as JSON")
 	must(cmd.MarkFlagRequired("data"))
 	must(cmd.MarkFlagRequired("output"))

@@ -1,51 +1,47 @@
-// Package bench measures the line as a user would run it: a process of its own
+// Package bench measures the line as a user would run it: processes of its own
 // against a broker.
 package bench
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"math/rand/v2"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/oodmon/oodmon/model"
 	"github.com/oodmon/oodmon/monitor"
 	"github.com/oodmon/oodmon/scorer"
-	"github.com/schollz/progressbar/v3"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"go.yaml.in/yaml/v3"
 	"gorgonia.org/tensor"
 )
 
 // LineOptions say what Line measures.
 type LineOptions struct {
 	Brokers    []string // empty: an embedded broker
-	Records    int
+	Topic      string   // one that holds Records already; empty: one is filled
+	Records    int      // vectors, of a backlog or in all
 	Dim        int
 	Classes    int
 	Partitions int
-	Format     string // output.format
-	When       string // output.when
-	Delivery   string // output.delivery
+	Vectors    int     // vectors a message; from 2 on, messages are Arrow streams
+	Segments   int     // values of the segment header; 0: none
+	Rate       float64 // vectors a second, offered on a schedule; 0: a backlog
+	Instances  int     // monitors in the group
+	Pin        bool    // each monitor on a core of its own
+	Read       bool    // also read the topic with kafka-go's Client.Fetch alone
+	Format     string  // output.format
+	When       string  // output.when
+	Delivery   string  // output.delivery
 	Runs       int
 	Program    string    // the oodmon to run
 	Progress   io.Writer // a terminal, or io.Discard
@@ -53,44 +49,100 @@ type LineOptions struct {
 
 // A LineResult holds the medians over the runs.
 type LineResult struct {
-	Broker     string `json:"broker"`
-	Records    int    `json:"records"`
-	Dim        int    `json:"dim"`
-	Classes    int    `json:"classes"`
-	Partitions int    `json:"partitions"`
-	Format     string `json:"format"`
-	When       string `json:"when"`
-	Delivery   string `json:"delivery"`
-	Runs       int    `json:"runs"`
-	CPUs       int    `json:"cpus"`
+	Broker     string  `json:"broker"`
+	Records    int     `json:"records"`
+	Dim        int     `json:"dim"`
+	Classes    int     `json:"classes"`
+	Partitions int     `json:"partitions"`
+	Vectors    int     `json:"vectors_per_message"`
+	Segments   int     `json:"segments"`
+	Rate       float64 `json:"offered_records_per_second,omitempty"`
+	Instances  int     `json:"instances"`
+	Pin        bool    `json:"pinned"`
+	Format     string  `json:"format"`
+	When       string  `json:"when"`
+	Delivery   string  `json:"delivery"`
+	Runs       int     `json:"runs"`
+	CPUs       int     `json:"cpus"`
 
+	// Of the monitors, all instances together.
 	RecordsPerSecond     float64 `json:"records_per_second"`
 	CPUSecondsPerMillion float64 `json:"cpu_seconds_per_million_records"`
 	PeakMemoryBytes      int64   `json:"peak_memory_bytes"`
+	// MemoryBytes are the peaks of the twentieths of the last run.
+	MemoryBytes []int64 `json:"memory_over_time_bytes"`
+
+	Read *ReadResult `json:"kafka_go_fetch_alone,omitempty"`
+	// From a record's append to the append of its score, by the broker's clock,
+	// in whole milliseconds; and from the time at which the record was due,
+	// whether or not it could be sent then.
+	Latency             *Latency `json:"latency_ms,omitempty"`
+	LatencyFromSchedule *Latency `json:"latency_from_schedule_ms,omitempty"`
+}
+
+// A ReadResult is what kafka-go's Client.Fetch reads of the same topic, in this
+// process, one goroutine a partition.
+type ReadResult struct {
+	RecordsPerSecond float64 `json:"records_per_second"`
+	// CPUSecondsPerMillion is left out where the broker is in this process.
+	CPUSecondsPerMillion float64 `json:"cpu_seconds_per_million_records,omitempty"`
+	// Ratio is the line's records per second over these.
+	Ratio float64 `json:"line_over_read"`
 }
 
 func (o *LineOptions) validate() error {
 	for _, v := range []struct {
 		flag  string
 		value int
-	}{{"records", o.Records}, {"dim", o.Dim}, {"classes", o.Classes}, {"partitions", o.Partitions}, {"runs", o.Runs}} {
+	}{
+		{"records", o.Records}, {"dim", o.Dim}, {"classes", o.Classes}, {"partitions", o.Partitions},
+		{"vectors", o.Vectors}, {"instances", o.Instances}, {"runs", o.Runs},
+	} {
 		if v.value < 1 {
 			return fmt.Errorf("--%s: %d must be positive", v.flag, v.value)
 		}
 	}
+	switch {
+	case o.Segments < 0:
+		return fmt.Errorf("--segments: %d must not be negative", o.Segments)
+	case o.Records%o.Vectors != 0:
+		return fmt.Errorf("--records: %d is not a multiple of --vectors, %d", o.Records, o.Vectors)
+	case o.Instances > o.Partitions:
+		return fmt.Errorf("--instances: %d, but only %d partitions to share", o.Instances, o.Partitions)
+	case o.Topic != "" && len(o.Brokers) == 0:
+		return errors.New("--topic needs --brokers: the embedded broker begins empty")
+	case !(o.Rate >= 0):
+		return fmt.Errorf("--rate: %g must not be negative", o.Rate)
+	case o.Rate > 0 && (o.Vectors > 1 || o.Topic != "" || o.Read || o.Format != "json" || o.When != "all"):
+		return errors.New("--rate pairs each record with its score: it goes with one vector a message, --format json and --when all, without --topic and --read")
+	}
 	return nil
 }
 
-// Line fills a topic once, and lets a fresh monitor drain it in each run.
+// A lineBench is one call of Line.
+type lineBench struct {
+	LineOptions
+	dir      string
+	registry string
+	client   *kgo.Client
+	admin    *kadm.Client
+	prefix   string
+	topics   []string // made here
+}
+
+// Line fills a topic once and lets fresh monitors drain it in each run; with a
+// rate, it offers each run's records on a schedule to monitors that wait.
 func Line(ctx context.Context, opts LineOptions) (_ *LineResult, err error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
 	result := &LineResult{
 		Broker: "embedded (kfake)", Records: opts.Records, Dim: opts.Dim, Classes: opts.Classes, Partitions: opts.Partitions,
+		Vectors: opts.Vectors, Segments: opts.Segments, Rate: opts.Rate, Instances: opts.Instances, Pin: opts.Pin,
 		Format: opts.Format, When: opts.When, Delivery: opts.Delivery, Runs: opts.Runs, CPUs: runtime.NumCPU(),
 	}
-	if len(opts.Brokers) == 0 {
+	embedded := len(opts.Brokers) == 0
+	if embedded {
 		cluster, err := kfake.NewCluster(kfake.NumBrokers(1))
 		if err != nil {
 			return nil, fmt.Errorf("start the embedded broker: %w", err)
@@ -100,85 +152,135 @@ func Line(ctx context.Context, opts LineOptions) (_ *LineResult, err error) {
 	} else {
 		result.Broker = opts.Brokers[0]
 	}
-	dir, err := os.MkdirTemp("", "oodmon-bench-")
-	if err != nil {
+	b := &lineBench{LineOptions: opts, prefix: "oodmon-bench-" + strconv.FormatInt(time.Now().UnixNano(), 36)}
+	if b.dir, err = os.MkdirTemp("", "oodmon-bench-"); err != nil {
 		return nil, fmt.Errorf("make a folder: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	registry := filepath.Join(dir, "registry")
-	if err := publishRandomModel(ctx, registry, opts.Classes, opts.Dim); err != nil {
+	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	b.registry = filepath.Join(b.dir, "registry")
+	if err := publishRandomModel(ctx, b.registry, opts.Classes, opts.Dim); err != nil {
 		return nil, err
 	}
-
-	client, err := kgo.NewClient(kgo.SeedBrokers(opts.Brokers...), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()),
-		kgo.ProducerBatchCompression(kgo.NoCompression()))
+	b.client, err = kgo.NewClient(kgo.SeedBrokers(opts.Brokers...), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()),
+		kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.MaxBufferedRecords(1<<16), kgo.MaxBufferedBytes(256<<20))
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	defer client.Close()
-	admin := kadm.NewClient(client)
-	prefix := "oodmon-bench-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	input := prefix + "-in"
-	topics := []string{input}
+	defer b.client.Close()
+	b.admin = kadm.NewClient(b.client)
 	defer func() {
-		_, deleteErr := admin.DeleteTopics(context.WithoutCancel(ctx), topics...)
-		err = errors.Join(err, deleteErr)
+		if len(b.topics) > 0 {
+			_, deleteErr := b.admin.DeleteTopics(context.WithoutCancel(ctx), b.topics...)
+			err = errors.Join(err, deleteErr)
+		}
 	}()
-	create := func(topic string) error {
-		created, err := admin.CreateTopics(ctx, int32(opts.Partitions), 1, nil, topic)
-		if err == nil {
-			err = created.Error()
-		}
-		if err != nil {
-			return fmt.Errorf("create topic %s: %w", topic, err)
-		}
-		// A broker answers before its metadata has the topic.
-		for range 100 {
-			ends, err := admin.ListEndOffsets(ctx, topic)
-			if err == nil && ends.Error() == nil && len(ends[topic]) == opts.Partitions {
-				return nil
-			}
-			time.Sleep(100 * time.Millisecond)
-		}
-		return fmt.Errorf("create topic %s: its partitions have no leaders", topic)
-	}
-	if err := create(input); err != nil {
-		return nil, err
-	}
-	if err := fill(ctx, client, input, opts); err != nil {
-		return nil, err
-	}
-
-	var rates, cpus []float64
-	var memory []int64
-	for run := range opts.Runs {
-		output := fmt.Sprintf("%s-scores-%d", prefix, run)
-		dead := fmt.Sprintf("%s-dead-%d", prefix, run)
-		topics = append(topics, output, dead)
-		if err := errors.Join(create(output), create(dead)); err != nil {
+	input := opts.Topic
+	if input == "" && opts.Rate == 0 {
+		if input, err = b.create(ctx, "in", false); err != nil {
 			return nil, err
 		}
-		cfg := monitor.DefaultConfig()
-		cfg.Kafka.Brokers = opts.Brokers
-		cfg.Input.Topic, cfg.Input.Group, cfg.Input.Start, cfg.Input.Codec = input, output, "earliest", "raw"
-		cfg.Output.Topic, cfg.Output.Format, cfg.Output.When = output, opts.Format, opts.When
-		cfg.Output.Delivery, cfg.DeadLetter.Topic = opts.Delivery, dead
-		cfg.Model.Registry = registry
-		got, err := drain(ctx, opts, cfg, filepath.Join(dir, "oodmon.yml"))
-		if err != nil {
-			return nil, fmt.Errorf("run %d: %w", run+1, err)
+		if err := b.fill(ctx, input); err != nil {
+			return nil, err
 		}
-		rates = append(rates, float64(opts.Records)/got.elapsed.Seconds())
-		cpus = append(cpus, got.cpu.Seconds()/float64(opts.Records)*1e6)
+	}
+
+	var rates, cpus, readRates, readCPUs []float64
+	var memory []int64
+	var latencies, fromSchedule []Latency
+	for run := range opts.Runs {
+		fail := func(err error) (*LineResult, error) { return nil, fmt.Errorf("run %d: %w", run+1, err) }
+		if opts.Read {
+			read, err := b.read(ctx, input)
+			if err != nil {
+				return fail(err)
+			}
+			readRates = append(readRates, float64(opts.Records)/read.elapsed.Seconds())
+			readCPUs = append(readCPUs, read.cpu.Seconds()/float64(opts.Records)*1e6)
+		}
+		var got measured
+		if opts.Rate > 0 {
+			var timed timings
+			if got, timed, err = b.offer(ctx, run); err == nil {
+				latencies = append(latencies, timed.appended)
+				fromSchedule = append(fromSchedule, timed.scheduled)
+			}
+		} else {
+			got, err = b.drain(ctx, run, input)
+		}
+		if err != nil {
+			return fail(err)
+		}
+		rates = append(rates, float64(got.records)/got.elapsed.Seconds())
+		cpus = append(cpus, got.cpu.Seconds()/float64(got.records)*1e6)
 		memory = append(memory, got.peak)
+		result.MemoryBytes = got.memory
 	}
 	result.RecordsPerSecond, result.CPUSecondsPerMillion, result.PeakMemoryBytes = median(rates), median(cpus), median(memory)
+	if opts.Read {
+		result.Read = &ReadResult{RecordsPerSecond: median(readRates), Ratio: result.RecordsPerSecond / median(readRates)}
+		if !embedded {
+			result.Read.CPUSecondsPerMillion = median(readCPUs)
+		}
+	}
+	if opts.Rate > 0 {
+		result.Latency, result.LatencyFromSchedule = medianLatency(latencies), medianLatency(fromSchedule)
+	}
 	return result, nil
 }
 
 func median[T cmp.Ordered](all []T) T {
 	all = slices.Sorted(slices.Values(all))
 	return all[len(all)/2]
+}
+
+// create makes a topic that is deleted at the end. With appendTime its records
+// have the time at which the broker appended them.
+func (b *lineBench) create(ctx context.Context, name string, appendTime bool) (string, error) {
+	topic := b.prefix + "-" + name
+	configs := make(map[string]*string)
+	if appendTime {
+		kind := "LogAppendTime"
+		configs["message.timestamp.type"] = &kind
+	}
+	created, err := b.admin.CreateTopics(ctx, int32(b.Partitions), 1, configs, topic)
+	if err == nil {
+		err = created.Error()
+	}
+	if err != nil {
+		return "", fmt.Errorf("create topic %s: %w", topic, err)
+	}
+	b.topics = append(b.topics, topic)
+	for ctx.Err() == nil { // the broker that answers may not know of it yet
+		details, err := b.admin.ListTopics(ctx, topic)
+		if err == nil && len(details[topic].Partitions) == b.Partitions && details[topic].Err == nil {
+			return topic, nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return "", context.Cause(ctx)
+}
+
+// configure returns the configuration of a run's monitors, with topics of its
+// own for what they publish.
+func (b *lineBench) configure(ctx context.Context, run int, input, start string) (*monitor.Config, error) {
+	scores, err := b.create(ctx, fmt.Sprintf("scores-%d", run), b.Rate > 0)
+	if err != nil {
+		return nil, err
+	}
+	dead, err := b.create(ctx, fmt.Sprintf("dead-%d", run), false)
+	if err != nil {
+		return nil, err
+	}
+	cfg := monitor.DefaultConfig()
+	cfg.Kafka.Brokers = b.Brokers
+	cfg.Input.Topic, cfg.Input.Group, cfg.Input.Start, cfg.Input.Codec = input, scores, start, "raw"
+	if b.Vectors > 1 {
+		cfg.Input.Codec = "arrow"
+	}
+	cfg.Output.Topic, cfg.Output.Format, cfg.Output.When, cfg.Output.Delivery = scores, b.Format, b.When, b.Delivery
+	cfg.DeadLetter.Topic = dead
+	cfg.Model.Registry = b.registry
+	return cfg, nil
 }
 
 // publishRandomModel puts a model with random prototypes into a new registry.
@@ -215,147 +317,4 @@ func publishRandomModel(ctx context.Context, registry string, classes, dim int) 
 	}
 	_, err = models.Publish(ctx, mod, model.Event{})
 	return err
-}
-
-// fill produces the records: normal deviates, little-endian float32.
-func fill(ctx context.Context, client *kgo.Client, topic string, opts LineOptions) error {
-	bar := progressbar.NewOptions(opts.Records, progressbar.OptionSetWriter(opts.Progress), progressbar.OptionSetDescription("filling the topic"),
-		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionShowCount())
-	random := rand.New(rand.NewPCG(2, 2))
-	// A pool of values, so that filling is fast; each record is another window of it.
-	pool := make([]byte, 0, 4*(opts.Dim+4099))
-	for len(pool) < cap(pool) {
-		pool = binary.LittleEndian.AppendUint32(pool, math.Float32bits(float32(random.NormFloat64())))
-	}
-	failed := make(chan error, 1)
-	for i := range opts.Records {
-		at := 4 * (i % 4099)
-		record := &kgo.Record{Topic: topic, Key: strconv.AppendInt(nil, int64(i), 10), Value: pool[at : at+4*opts.Dim]}
-		client.Produce(ctx, record, func(_ *kgo.Record, err error) {
-			if err != nil {
-				select {
-				case failed <- err:
-				default:
-				}
-			}
-		})
-		if i%1000 == 999 {
-			_ = bar.Add(1000) // a terminal that went away ends nothing
-		}
-	}
-	if err := client.Flush(ctx); err != nil {
-		return fmt.Errorf("fill topic %s: %w", topic, err)
-	}
-	_ = bar.Finish()
-	select {
-	case err := <-failed:
-		return fmt.Errorf("fill topic %s: %w", topic, err)
-	default:
-		return nil
-	}
-}
-
-type drained struct {
-	elapsed time.Duration
-	cpu     time.Duration
-	peak    int64
-}
-
-// drain runs the monitor until it has scored every record, and asks the
-// operating system what it used.
-func drain(ctx context.Context, opts LineOptions, cfg *monitor.Config, path string) (got drained, err error) {
-	port, err := freePort()
-	if err != nil {
-		return got, err
-	}
-	cfg.Web.ListenAddresses = []string{port}
-	text, err := yaml.Marshal(cfg)
-	if err != nil {
-		return got, fmt.Errorf("write configuration: %w", err)
-	}
-	if err := os.WriteFile(path, text, 0o600); err != nil {
-		return got, fmt.Errorf("write configuration: %w", err)
-	}
-	var stderr bytes.Buffer
-	child := exec.CommandContext(ctx, opts.Program, "run", "--config", path)
-	child.Stderr = &stderr
-	child.Cancel = func() error { return child.Process.Signal(syscall.SIGTERM) }
-	child.WaitDelay = 30 * time.Second
-	if err := child.Start(); err != nil {
-		return got, fmt.Errorf("start %s: %w", opts.Program, err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- child.Wait() }()
-
-	begun := time.Now() // the last time that nothing was scored yet
-	poll := time.NewTicker(20 * time.Millisecond)
-	defer poll.Stop()
-	for status := (monitor.Status{}); status.Records+status.DeadLettered < int64(opts.Records); {
-		select {
-		case err := <-exited:
-			return got, fmt.Errorf("oodmon run ended early: %w\n%s", err, stderr.String())
-		case <-poll.C:
-		}
-		if status, err = fetchStatus(ctx, port); err != nil || status.Records == 0 {
-			begun = time.Now() // not up yet, or still joining the group
-			continue
-		}
-		got.elapsed = status.LastRecord.Sub(begun)
-	}
-	if got.peak, err = peakMemory(child.Process.Pid); err != nil {
-		return got, err
-	}
-	if err := child.Process.Signal(syscall.SIGTERM); err != nil {
-		return got, fmt.Errorf("stop oodmon run: %w", err)
-	}
-	if err := <-exited; err != nil {
-		return got, fmt.Errorf("oodmon run: %w\n%s", err, stderr.String())
-	}
-	got.cpu = child.ProcessState.UserTime() + child.ProcessState.SystemTime()
-	return got, nil
-}
-
-// peakMemory returns the largest resident set of a process so far, or 0 where
-// there is no /proc. The kernel's rusage will not do: it starts from the
-// parent's, which holds the embedded broker.
-func peakMemory(pid int) (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("read peak memory: %w", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if kib, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			n, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(kib), "kB")), 10, 64)
-			if err != nil {
-				return 0, fmt.Errorf("read peak memory: %w", err)
-			}
-			return n << 10, nil
-		}
-	}
-	return 0, nil
-}
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
-	}
-	return l.Addr().String(), l.Close()
-}
-
-func fetchStatus(ctx context.Context, address string) (s monitor.Status, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/api/v1/status", nil)
-	if err != nil {
-		return s, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return s, err
-	}
-	defer resp.Body.Close()
-	err = json.NewDecoder(resp.Body).Decode(&s)
-	return s, err
 }

@@ -33,6 +33,8 @@ const (
 
 // A Client makes every connection to the brokers.
 type Client struct {
+	// ClientID is how brokers know the client, in their logs and quotas.
+	ClientID string
 	// Brokers are the addresses as they were configured.
 	Brokers []string
 	// Dialer makes single connections: group membership, and the check.
@@ -64,7 +66,7 @@ func New(cfg Config) (*Client, error) {
 		DialTimeout: dialTimeout, IdleTimeout: time.Minute, MetadataTTL: metadataTTL,
 	}
 	return &Client{
-		Brokers: cfg.Brokers, serverName: cfg.TLS.ServerName,
+		ClientID: cfg.ClientID, Brokers: cfg.Brokers, serverName: cfg.TLS.ServerName,
 		Dialer:    &kafka.Dialer{ClientID: cfg.ClientID, Timeout: dialTimeout, TLS: tlsConfig, SASLMechanism: mechanism, DualStack: true},
 		Transport: transport,
 		Kafka:     &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Timeout: requestTimeout, Transport: transport},

@@ -1,0 +1,4 @@
+package kernel
+
+// native returns what this CPU can run, the fastest first.
+func native() []*Implementation { return nil }
