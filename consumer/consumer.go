@@ -8,11 +8,13 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 )
 
 const (
@@ -39,7 +41,8 @@ type Consumer struct {
 	member     bool      // of a generation
 	since      time.Time // when that last changed
 	partitions map[int]*progress
-	known      int // partitions of the topic when it was first seen
+	known      int         // partitions of the topic when it was first seen
+	remade     atomic.Bool // the topic has been away
 	fatal      error
 }
 
@@ -122,7 +125,7 @@ func (c *Consumer) join(connected context.Context, brokers []string) (*kafka.Con
 		GroupBalancers:    []kafka.GroupBalancer{kafka.RangeGroupBalancer{}},
 		HeartbeatInterval: min(heartbeatInterval, c.cfg.SessionTimeout/3), SessionTimeout: c.cfg.SessionTimeout,
 		RebalanceTimeout: max(c.cfg.SessionTimeout, 2*c.cfg.DrainTimeout), JoinGroupBackoff: joinBackoff,
-		WatchPartitionChanges: true, PartitionWatchInterval: watchInterval, Timeout: groupTimeout,
+		Timeout: groupTimeout,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("consumer group %s: %w", c.cfg.Group, err)
@@ -161,6 +164,8 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 		<-g.Done()
 		close(ended)
 	})
+	// A function that returns ends the generation, and the group joins again.
+	generation.Start(c.watchAssignments)
 	var workers sync.WaitGroup
 	for _, a := range assigned {
 		workers.Add(1)
@@ -194,6 +199,58 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 	}
 	c.setMember(false)
 	c.metrics.assigned.Set(0)
+}
+
+// watchAssignments returns when ctx is done, or when the group has assigned more
+// or fewer partitions than the topic has: some were added, or the topic was
+// deleted, or made again. kafka-go's own watch compares the topic with itself,
+// and never sees what changed between the assignment and its first look.
+func (c *Consumer) watchAssignments(ctx context.Context) {
+	differed := false
+	for kafkaconn.Sleep(ctx, watchInterval) == nil {
+		assigned, have, err := c.assignments(ctx)
+		if err != nil || assigned == have {
+			differed = false // what fails is told by those who read
+			continue
+		}
+		if have == 0 {
+			c.remade.Store(true) // for the one that comes
+		}
+		if differed { // a cached answer would not twice
+			c.log.Info("the topic has other partitions than the group has assigned; joining again", "topic", c.cfg.Topic, "partitions", have, "assigned", assigned)
+			return
+		}
+		differed = true
+	}
+}
+
+// assignments returns how many partitions of the topic the group's members have,
+// and how many the topic has.
+func (c *Consumer) assignments(ctx context.Context) (assigned, have int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	groups, err := c.conn.Kafka.DescribeGroups(ctx, &kafka.DescribeGroupsRequest{GroupIDs: []string{c.cfg.Group}})
+	if err != nil {
+		return 0, 0, err
+	}
+	if len(groups.Groups) != 1 || groups.Groups[0].Error != nil || groups.Groups[0].GroupState != "Stable" {
+		return 0, 0, nil // it is joining
+	}
+	for _, member := range groups.Groups[0].Members {
+		for _, topic := range member.MemberAssignments.Topics {
+			if topic.Topic == c.cfg.Topic {
+				assigned += len(topic.Partitions)
+			}
+		}
+	}
+	meta, err := c.conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.cfg.Topic}})
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, topic := range meta.Topics {
+		have += len(topic.Partitions)
+	}
+	return assigned, have, nil
 }
 
 // count remembers how many partitions the topic had at first: those that come
@@ -233,6 +290,7 @@ type worker struct {
 	running   context.Context // until the consumer ends, or the partition is taken away
 	draining  context.Context // a while longer: for the batch in hand
 	claimed   bool            // where Config.Fence is set: since the last failure
+	vanished  bool            // the broker did not know the topic
 	handled   int64           // everything before is acknowledged
 	committed int64
 	when      time.Time // of the last commit
@@ -303,6 +361,9 @@ func (w *worker) step(handler Handler) error {
 	if w.position < 0 { // nothing is committed
 		return w.start()
 	}
+	if w.vanished {
+		return w.revisit()
+	}
 	idle := true
 	err := w.fetch(w.running, func(b *Batch, next int64) error {
 		idle = false
@@ -336,8 +397,46 @@ func (w *worker) step(handler Handler) error {
 		w.lag.Set(float64(max(0, w.end-w.position)))
 	case errors.Is(err, kafka.OffsetOutOfRange) && !is[*handleError](err):
 		return w.reset()
+	case errors.Is(err, kafka.UnknownTopicOrPartition) || errors.Is(err, protocol.ErrNoTopic):
+		w.vanished = w.vanished || !is[*handleError](err) // that of the scores is another one
 	}
 	return err
+}
+
+// revisit finds out whether a topic that the broker did not know for a while is
+// still the one that was read. With a topic the broker deletes what groups have
+// committed in it: then this is another of the name, and the offset after the
+// last one read means nothing there.
+func (w *worker) revisit() error {
+	first, _, err := w.offsets(w.running)
+	if err != nil {
+		return err
+	}
+	answer, err := w.Consumer.conn.Kafka.OffsetFetch(w.running, &kafka.OffsetFetchRequest{
+		GroupID: w.cfg.Group, Topics: map[string][]int{w.topic: {w.partition}},
+	})
+	if err == nil {
+		err = answer.Error
+	}
+	if err == nil && len(answer.Topics[w.topic]) != 1 {
+		err = errors.New("the coordinator did not answer for this one partition")
+	}
+	if err == nil {
+		err = answer.Topics[w.topic][0].Error
+	}
+	if err != nil {
+		return fmt.Errorf("read the committed offset of %s[%d]: %w", w.topic, w.partition, err)
+	}
+	if answer.Topics[w.topic][0].CommittedOffset < 0 {
+		w.log.Error("the topic has been deleted and made again; going on at its beginning", "offset", w.position, "going_on_at", first)
+		w.remade.Store(true)
+		w.position, w.handled = first, first
+		if err := w.commit(); err != nil {
+			return err
+		}
+	}
+	w.vanished = false
+	return nil
 }
 
 // A handleError is what a handler returned.
@@ -394,6 +493,11 @@ func (w *worker) commit() error {
 		}
 		err = fmt.Errorf("commit %s[%d] at offset %d: %w", w.topic, w.partition, w.handled, err)
 		w.failed(opCommit, err)
+		if errors.Is(err, kafka.UnknownTopicOrPartition) {
+			w.vanished = true // to commit it in the topic that comes would skip records there
+			w.committed = w.handled
+			return err
+		}
 		if retry.wait(w.running) != nil {
 			return err
 		}
@@ -409,7 +513,7 @@ func (w *worker) start() error {
 		return err
 	}
 	begin := end
-	if w.cfg.Start == "earliest" || w.known > 0 && w.partition >= w.known {
+	if w.cfg.Start == "earliest" || w.known > 0 && w.partition >= w.known || w.remade.Load() {
 		begin = first
 	}
 	w.handled = begin

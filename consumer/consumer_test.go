@@ -858,3 +858,46 @@ func TestConsumerPassesOverABrokerThatDoesNotAnswer(t *testing.T) {
 	f.produce(0, "a", "b")
 	f.received("a", "b")
 }
+
+// A topic that is deleted and made again while the consumer runs is read from its
+// beginning.
+func TestConsumerFindsATopicMadeAgain(t *testing.T) {
+	t.Run("at once", func(t *testing.T) { testTopicMadeAgain(t, true) })
+	t.Run("later", func(t *testing.T) { testTopicMadeAgain(t, false) })
+}
+
+func testTopicMadeAgain(t *testing.T, remadeAtOnce bool) {
+	f := newFixture(t, kafkatest.StartFake(t), 2)
+	f.start()
+	f.produce(0, "a", "b")
+	f.produce(1, "c")
+	f.received("a", "b", "c")
+	f.committedIs(0, 2)
+	f.committedIs(1, 1)
+	if _, err := f.Admin().DeleteTopics(t.Context(), f.cfg.Topic); err != nil {
+		t.Fatal(err)
+	}
+	kafkatest.Eventually(t, patience, func() error {
+		if !strings.Contains(f.logged(), "Unknown Topic") {
+			return errors.New("the consumer has not met the deletion")
+		}
+		return nil
+	})
+	if remadeAtOnce { // more than was read, before the consumer looks again
+		f.CreateTopic(f.cfg.Topic, 2)
+		f.Connect()
+		f.produce(0, "d", "e", "f", "g")
+		f.received("a", "b", "c", "d", "e", "f", "g")
+		return
+	}
+	kafkatest.Eventually(t, patience, func() error { // it notices, and joins for nothing
+		if n := f.metric("oodmon_consumer_assigned_partitions"); n != 0 {
+			return fmt.Errorf("%v partitions are assigned", n)
+		}
+		return nil
+	})
+	f.CreateTopic(f.cfg.Topic, 2)
+	f.Connect() // the client before knows the old topic
+	f.produce(1, "d")
+	f.received("a", "b", "c", "d")
+}

@@ -16,8 +16,11 @@ import (
 	"syscall"
 	"time"
 
+	signer "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/sasl"
+	"github.com/segmentio/kafka-go/sasl/aws_msk_iam_v2"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
 )
@@ -102,9 +105,29 @@ func (c *boundConn) Close() error {
 // effect without a restart, and none is kept.
 type mechanism struct{ cfg SASLConfig }
 
+const awsMSKIAM = "aws-msk-iam"
+
+// loadMSK finds the credentials where every AWS program does: the environment, a
+// web identity (EKS), the container's or the machine's role, ~/.aws. They are
+// fetched, and renewed, when a connection is made.
+func (c *SASLConfig) loadMSK(ctx context.Context) (sasl.Mechanism, error) {
+	aws, err := config.LoadDefaultConfig(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("kafka.sasl.mechanism %s: %w", awsMSKIAM, err)
+	}
+	region := cmp.Or(c.Region, aws.Region)
+	if region == "" {
+		return nil, fmt.Errorf("kafka.sasl.region: set it, or the environment variable AWS_REGION, with mechanism %s", awsMSKIAM)
+	}
+	return &aws_msk_iam_v2.Mechanism{Signer: signer.NewSigner(), Credentials: aws.Credentials, Region: region}, nil
+}
+
 func (c *SASLConfig) mechanism() (sasl.Mechanism, error) {
 	if c.Mechanism == "" {
 		return nil, nil
+	}
+	if c.Mechanism == awsMSKIAM {
+		return c.loadMSK(context.Background())
 	}
 	if _, err := c.password(); err != nil {
 		return nil, err

@@ -31,12 +31,14 @@ type TLSConfig struct {
 }
 
 // A SASLConfig names the user and where the password is. Mechanism is plain,
-// scram-sha-256 or scram-sha-512; empty means no authentication.
+// scram-sha-256, scram-sha-512 or aws-msk-iam, which takes AWS's credentials in
+// the place of a user and password; empty means no authentication.
 type SASLConfig struct {
 	Mechanism    string `yaml:"mechanism"`
 	Username     string `yaml:"username"`
 	PasswordFile string `yaml:"password_file"`
 	PasswordEnv  string `yaml:"password_env"`
+	Region       string `yaml:"region"` // of aws-msk-iam; empty: AWS_REGION
 }
 
 // Validate reports every value that cannot work, each with its key.
@@ -64,8 +66,12 @@ func (c *Config) Validate() error {
 		check(s.Username != "", "kafka.sasl.username: must not be empty with mechanism %s", s.Mechanism)
 		check((s.PasswordFile == "") != (s.PasswordEnv == ""),
 			"kafka.sasl: exactly one of password_file and password_env is needed with mechanism %s", s.Mechanism)
+		check(s.Region == "", "kafka.sasl.region: is for mechanism aws-msk-iam alone")
+	case awsMSKIAM:
+		check(s == SASLConfig{Mechanism: awsMSKIAM, Region: s.Region}, "kafka.sasl: mechanism aws-msk-iam takes AWS's credentials, no username or password")
+		check(t.Enabled, "kafka.sasl: mechanism aws-msk-iam needs kafka.tls.enabled")
 	default:
-		all = append(all, fmt.Errorf(`kafka.sasl.mechanism: %q is none of "plain", "scram-sha-256" and "scram-sha-512"`, s.Mechanism))
+		all = append(all, fmt.Errorf(`kafka.sasl.mechanism: %q is none of "plain", "scram-sha-256", "scram-sha-512" and "aws-msk-iam"`, s.Mechanism))
 	}
 	return errors.Join(all...)
 }

@@ -19,7 +19,7 @@ func TestValidate(t *testing.T) {
 		"TLS is off":      {Config{Brokers: []string{"a:1"}, TLS: TLSConfig{CAFile: "ca"}}, "kafka.tls: other keys are set, and enabled is not true"},
 		"half a pair":     {Config{Brokers: []string{"a:1"}, TLS: TLSConfig{Enabled: true, CertFile: "c"}}, "kafka.tls: cert_file and key_file belong together; only one is set"},
 		"no mechanism":    {Config{Brokers: []string{"a:1"}, SASL: SASLConfig{Username: "u"}}, "kafka.sasl: other keys are set, and mechanism is empty"},
-		"bad mechanism":   {Config{Brokers: []string{"a:1"}, SASL: SASLConfig{Mechanism: "PLAIN"}}, `kafka.sasl.mechanism: "PLAIN" is none of "plain", "scram-sha-256" and "scram-sha-512"`},
+		"bad mechanism":   {Config{Brokers: []string{"a:1"}, SASL: SASLConfig{Mechanism: "PLAIN"}}, `kafka.sasl.mechanism: "PLAIN" is none of "plain", "scram-sha-256", "scram-sha-512" and "aws-msk-iam"`},
 		"two passwords": {
 			Config{Brokers: []string{"a:1"}, SASL: SASLConfig{Mechanism: "plain", PasswordFile: "f", PasswordEnv: "E"}},
 			"kafka.sasl.username: must not be empty with mechanism plain\nkafka.sasl: exactly one of password_file and password_env is needed with mechanism plain",

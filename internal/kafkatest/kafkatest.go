@@ -22,14 +22,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// A Broker is a Kafka of one node. It ends with the test.
+// A Broker is a Kafka of one node, or of several. It ends with the test.
 type Broker struct {
-	Address string
+	Address string // or addresses, with commas
 	// Cluster is the embedded broker, or nil where it is a real one.
 	Cluster *kfake.Cluster
 
 	t      testing.TB
-	dir    string
+	dirs   []string    // of the nodes
 	fake   []kfake.Opt // to start the embedded broker again
 	client *kgo.Client
 	admin  *kadm.Client
@@ -51,9 +51,7 @@ func Start(t testing.TB, options ...kfake.Opt) *Broker {
 	t.Helper()
 	b := &Broker{t: t}
 	if Real() && len(options) == 0 {
-		b.dir = t.TempDir()
-		b.Address = b.script("start", b.dir, strconv.Itoa(freePorts(t)), "group.min.session.timeout.ms=1000")
-		t.Cleanup(func() { b.script("kill", b.dir) })
+		return StartReal(t, 1, freePorts(t))
 	} else {
 		b.fake = append([]kfake.Opt{
 			kfake.NumBrokers(1), kfake.Ports(freePorts(t)), kfake.DataDir(filepath.Join(t.TempDir(), "kfake")), kfake.SyncWrites(),
@@ -65,6 +63,32 @@ func Start(t testing.TB, options ...kfake.Opt) *Broker {
 	if len(options) == 0 {
 		b.Connect()
 	}
+	return b
+}
+
+// StartReal starts a real Kafka of some nodes on port, port+2 and so on, with
+// settings like key=value; {+7} in a value stands for the node's port plus 7.
+func StartReal(t testing.TB, nodes, port int, settings ...string) *Broker {
+	t.Helper()
+	b := &Broker{t: t}
+	dir := t.TempDir()
+	settings = append([]string{"group.min.session.timeout.ms=1000"}, settings...)
+	if nodes == 1 {
+		b.dirs = []string{dir}
+		t.Cleanup(func() { b.script("kill", dir) })
+		b.Address = b.script(append([]string{"start", dir, strconv.Itoa(port)}, settings...)...)
+	} else {
+		for id := range nodes {
+			b.dirs = append(b.dirs, filepath.Join(dir, strconv.Itoa(id+1)))
+		}
+		t.Cleanup(func() {
+			for _, dir := range b.dirs {
+				b.script("kill", dir)
+			}
+		})
+		b.Address = strings.Join(strings.Fields(b.script(append([]string{"cluster", dir, strconv.Itoa(nodes), strconv.Itoa(port)}, settings...)...)), ",")
+	}
+	b.Connect()
 	return b
 }
 
@@ -82,7 +106,7 @@ func StartFake(t testing.TB) *Broker {
 func (b *Broker) Connect(options ...kgo.Opt) {
 	b.t.Helper()
 	client, err := kgo.NewClient(append([]kgo.Opt{
-		kgo.SeedBrokers(b.Address), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(15 << 20),
+		kgo.SeedBrokers(strings.Split(b.Address, ",")...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(15 << 20),
 		kgo.MetadataMinAge(100 * time.Millisecond),
 	}, options...)...)
 	if err != nil {
@@ -113,7 +137,20 @@ func (b *Broker) Kill() {
 		b.Cluster.Close()
 		return
 	}
-	b.script("kill", b.dir)
+	b.KillNode(0)
+}
+
+// KillNode ends one node of a real Kafka with SIGKILL, and RestartNode starts it
+// again. The node with id n+1 is number n.
+func (b *Broker) KillNode(n int) {
+	b.t.Helper()
+	b.script("kill", b.dirs[n])
+}
+
+// RestartNode starts a killed node again, on its data and its address.
+func (b *Broker) RestartNode(n int) {
+	b.t.Helper()
+	b.script("start", b.dirs[n])
 }
 
 // Restart starts a killed broker again, on its data and its address.
@@ -123,7 +160,7 @@ func (b *Broker) Restart() {
 		b.startFake()
 		return
 	}
-	b.script("start", b.dir)
+	b.RestartNode(0)
 }
 
 func (b *Broker) startFake() {
@@ -172,7 +209,7 @@ func (b *Broker) CreateTopic(name string, partitions int, settings ...string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	answer, err := b.admin.CreateTopics(ctx, int32(partitions), 1, configs, name)
+	answer, err := b.admin.CreateTopics(ctx, int32(partitions), int16(max(1, len(b.dirs))), configs, name)
 	if err == nil {
 		err = answer.Error()
 	}

@@ -1,0 +1,82 @@
+package consumer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"testing"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+)
+
+// offsetResponse is what a coordinator answers to OffsetFetch, version 7.
+func offsetResponse(partition int32, offset int64, code, groupCode int16) []byte {
+	be := binary.BigEndian
+	b := make([]byte, 4)
+	b = be.AppendUint32(b, 0) // correlation
+	b = append(b, 0)          // no tagged fields
+	b = be.AppendUint32(b, 0) // throttle time
+	b = append(b, 2, 2, 't', 2)
+	b = be.AppendUint32(b, uint32(partition))
+	b = be.AppendUint64(b, uint64(offset))
+	b = be.AppendUint32(b, 0) // leader epoch
+	b = append(b, 3, 'm', 'd')
+	b = be.AppendUint16(b, uint16(code))
+	b = append(b, 1, 9, 1, 'x', 0) // a tagged field of the partition, none of the topic
+	b = be.AppendUint16(b, uint16(groupCode))
+	b = append(b, 0)
+	be.PutUint32(b, uint32(len(b)-4))
+	return b
+}
+
+func TestStableOffsetResponse(t *testing.T) {
+	r := &stableOffsetRequest{group: "g", topic: "t", partition: 3, clientID: "c"}
+	for name, c := range map[string]struct {
+		data   []byte
+		offset int64
+		code   int16
+		err    string
+	}{
+		"an offset":         {offsetResponse(3, 42, 0, 0), 42, 0, ""},
+		"none":              {offsetResponse(3, -1, 0, 0), -1, 0, ""},
+		"unstable":          {offsetResponse(3, -1, 88, 0), -1, 88, ""},
+		"of the group":      {offsetResponse(3, -1, 0, 16), -1, 16, ""},
+		"another partition": {offsetResponse(4, 42, 0, 0), 0, 0, "the offset response is for partition 4, expected 3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := r.decode(bytes.NewReader(c.data))
+			if c.err != "" {
+				if err == nil || err.Error() != c.err {
+					t.Errorf("error %v, want %s", err, c.err)
+				}
+				return
+			}
+			if err != nil || got.offset != c.offset || got.errorCode != c.code {
+				t.Errorf("%+v, %v, want offset %d and code %d", got, err, c.offset, c.code)
+			}
+		})
+	}
+	good := offsetResponse(3, 42, 0, 0)
+	for cut := range good {
+		if _, err := r.decode(bytes.NewReader(good[:cut])); err == nil {
+			t.Errorf("a response of %d bytes, cut to %d, was read", len(good), cut)
+		}
+	}
+	r.Required(map[protocol.ApiKey]int16{protocol.TxnOffsetCommit: 2})
+	if _, err := r.RawExchange(nil); !errors.Is(err, kafka.UnsupportedVersion) {
+		t.Errorf("a broker before 2.5: %v", err)
+	}
+}
+
+func FuzzStableOffset(f *testing.F) {
+	f.Add(offsetResponse(3, 42, 0, 0))
+	f.Add(offsetResponse(3, -1, 88, 16))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := &stableOffsetRequest{group: "g", topic: "t", partition: 3}
+		got, err := r.decode(bytes.NewReader(data))
+		if err == nil && got == nil {
+			t.Error("neither an answer nor an error")
+		}
+	})
+}

@@ -1,0 +1,621 @@
+package faults
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/oodmon/oodmon/internal/kafkatest"
+	"github.com/oodmon/oodmon/model"
+	"github.com/oodmon/oodmon/scorer"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"gorgonia.org/tensor"
+)
+
+const (
+	dim        = 16
+	partitions = 4
+	perSecond  = 1000 // records that a deployment is sent
+	patience   = 4 * time.Minute
+
+	atLeastOnce = "at-least-once"
+	exactlyOnce = "exactly-once"
+)
+
+var program string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if program = *programFlag; program != "" {
+		os.Exit(m.Run())
+	}
+	dir, err := os.MkdirTemp("", "oodmon-faults-")
+	if err != nil {
+		panic(err)
+	}
+	program = filepath.Join(dir, "oodmon")
+	if out, err := exec.Command("go", "build", "-o", program, "../../cmd/oodmon").CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("%v\n%s", err, out))
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// A deployment is three topics, a registry, a producer, and monitors.
+type deployment struct {
+	*kafkatest.Broker
+	t        testing.TB
+	name     string // the group, the client id, and the beginning of the topics' names
+	delivery string
+	config   string
+	registry string
+	models   *model.Registry
+	log      *os.File
+	monitors []*exec.Cmd
+
+	in, scores, dead string
+	ledger           *ledger
+
+	produced atomic.Int64 // acknowledged
+	stopped  context.CancelFunc
+	flushed  chan error
+	time     func(n int) time.Time // of a record; nil: now
+}
+
+// deploy makes everything but the monitors. brokers are the addresses that they
+// get, in YAML; more is more of their configuration.
+func deploy(t testing.TB, broker *kafkatest.Broker, brokers, name, delivery, more string) *deployment {
+	t.Helper()
+	d := &deployment{
+		Broker: broker, t: t, name: name, delivery: delivery, in: name + "-embeddings", scores: name + "-scores", dead: name + "-dead-letters",
+		flushed: make(chan error, 1),
+	}
+	d.CreateTopic(d.in, partitions)
+	d.CreateTopic(d.scores, partitions)
+	d.CreateTopic(d.dead, 1)
+	dir := t.TempDir()
+	d.registry = filepath.Join(dir, "registry")
+	var err error
+	if d.models, err = model.OpenRegistry(d.registry); err != nil {
+		t.Fatal(err)
+	}
+	d.publish(1)
+	d.config = filepath.Join(dir, "oodmon.yml")
+	text := fmt.Sprintf(`
+kafka: {brokers: [%s], client_id: %s%s}
+input: {topic: %s, group: %s, start: earliest, session_timeout: 4s, max_message_bytes: 1000000, batch: {max_records: 200, max_wait: 50ms}}
+output: {topic: %s, delivery: %s}
+dead_letter: {topic: %s}
+model: {registry: %q}
+web: {listen_addresses: ["127.0.0.1:0"]}
+`, brokers, name, more, d.in, name, d.scores, delivery, d.dead, d.registry)
+	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if d.log, err = os.Create(filepath.Join(dir, "monitor.log")); err != nil {
+		t.Fatal(err)
+	}
+	d.ledger = watch(t, broker, d.in, d.scores, d.dead)
+	t.Cleanup(func() {
+		for _, m := range d.monitors {
+			_ = m.Process.Kill()
+			_ = m.Wait()
+		}
+		if t.Failed() {
+			lines := strings.Split(d.logged(), "\n")
+			t.Log(d.delivery + ": the monitors' last lines:\n" + strings.Join(lines[max(0, len(lines)-40):], "\n"))
+		}
+		_ = d.log.Close()
+	})
+	return d
+}
+
+// setting adds a key to a section of the configuration, before a monitor starts.
+func (d *deployment) setting(section, text string) {
+	d.t.Helper()
+	before, err := os.ReadFile(d.config)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	after := strings.Replace(string(before), section+": {", section+": {"+text+", ", 1)
+	if section == "" {
+		after = string(before) + text + "\n"
+	}
+	if err := os.WriteFile(d.config, []byte(after), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d *deployment) logged() string {
+	text, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// publish puts another model into service and returns its version.
+func (d *deployment) publish(seed uint64) string {
+	d.t.Helper()
+	version, err := d.models.Publish(context.Background(), randomModel(d.t, seed), model.Event{})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return version
+}
+
+func randomModel(t testing.TB, seed uint64) *model.Model {
+	t.Helper()
+	random := rand.New(rand.NewPCG(seed, 1))
+	normal := func(n int) []float32 {
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = float32(random.NormFloat64())
+		}
+		return x
+	}
+	m := &model.Model{
+		Detector: model.IsoMaxPlus, Score: model.MDS, EntropicScale: 10, Temperature: 1, Alpha: .01, Delta: .05, Classes: []string{"a", "b", "c"},
+		Created: time.Unix(0, 0), DistanceScale: 1, Prototypes: tensor.New(tensor.WithShape(3, dim), tensor.WithBacking(normal(3*dim))),
+	}
+	scores, class, err := scorer.Distances(m, normal(1000*dim))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Calibration = model.NewCalibration(scores, class)
+	return m
+}
+
+// start starts one more `oodmon run`.
+func (d *deployment) start() *exec.Cmd {
+	d.t.Helper()
+	m := exec.Command(program, "run", "--config", d.config)
+	m.Stderr = d.log
+	if err := m.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	d.monitors = append(d.monitors, m)
+	return m
+}
+
+// end waits for a monitor that was sent a signal which ends it.
+func (d *deployment) end(m *exec.Cmd, signal syscall.Signal) {
+	d.t.Helper()
+	_ = m.Process.Signal(signal) // where it has ended, Wait says how
+	err := m.Wait()
+	if signal == syscall.SIGTERM && err != nil {
+		d.t.Errorf("%s: after SIGTERM: %v", d.delivery, err)
+	}
+	for i := range d.monitors {
+		if d.monitors[i] == m {
+			d.monitors = append(d.monitors[:i], d.monitors[i+1:]...)
+			return
+		}
+	}
+}
+
+var addressed = regexp.MustCompile(`addresses=\[(\S+)\]`)
+
+// address returns where the n-th monitor that was started serves HTTP; -1 is the last.
+func (d *deployment) address(n int) string {
+	d.t.Helper()
+	var address string
+	kafkatest.Eventually(d.t, time.Minute, func() error {
+		all := addressed.FindAllStringSubmatch(d.logged(), -1)
+		if len(all) == 0 || n >= len(all) {
+			return errors.New("no monitor has said where it listens")
+		}
+		if n < 0 {
+			n = len(all) - 1
+		}
+		address = all[n][1]
+		return nil
+	})
+	return address
+}
+
+// get asks the monitor that was started last over HTTP.
+func (d *deployment) get(path string) (code int, body string) {
+	d.t.Helper()
+	kafkatest.Eventually(d.t, time.Minute, func() (err error) {
+		code, body, err = httpGet("http://" + d.address(-1) + path)
+		return err
+	})
+	return code, body
+}
+
+// ask asks the monitor at an address.
+func (d *deployment) ask(address, path string) string {
+	d.t.Helper()
+	_, body, err := httpGet("http://" + address + path)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return body
+}
+
+func httpGet(url string) (int, string, error) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
+}
+
+// metric returns a series of the monitor that was started last.
+func (d *deployment) metric(name string) float64 {
+	d.t.Helper()
+	_, text := d.get("/metrics")
+	return d.series(text, name)
+}
+
+// series returns the sum of a series' values.
+func (d *deployment) series(text, name string) float64 {
+	d.t.Helper()
+	sum, found := 0., false
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, name+"{") && !strings.HasPrefix(line, name+" ") {
+			continue
+		}
+		v, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' '):]), 64)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		sum, found = sum+v, true
+	}
+	if !found {
+		d.t.Fatalf("no metric %s", name)
+	}
+	return sum
+}
+
+// embedding returns a record that can be scored.
+func embedding(random *rand.Rand) []byte {
+	var value []byte
+	for range dim {
+		value = binary.LittleEndian.AppendUint32(value, math.Float32bits(float32(random.NormFloat64())))
+	}
+	return value
+}
+
+// produce sends records until settle is called. One in fifty is no embedding.
+// The producer's client is idempotent: what it was told is acknowledged is in
+// the log once.
+func (d *deployment) produce(seed uint64) {
+	d.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(d.Address, ",")...), kgo.DefaultProduceTopic(d.in), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()),
+		kgo.ProducerLinger(5*time.Millisecond), kgo.MetadataMinAge(100*time.Millisecond), kgo.MetadataMaxAge(2*time.Second))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	d.stopped = stop
+	d.t.Cleanup(stop)
+	go func() {
+		defer client.Close()
+		random := rand.New(rand.NewPCG(seed, 2))
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for n := 0; ctx.Err() == nil; <-tick.C {
+			for range perSecond / 50 {
+				value := embedding(random)
+				if n%50 == 7 {
+					value = value[:5]
+				}
+				record := &kgo.Record{Key: strconv.AppendInt(nil, int64(n), 10), Value: value}
+				if d.time != nil {
+					record.Timestamp = d.time(n)
+				}
+				client.Produce(context.Background(), record, func(_ *kgo.Record, err error) {
+					if err == nil {
+						d.produced.Add(1)
+					}
+				})
+				n++
+			}
+		}
+		d.flushed <- client.Flush(context.Background())
+	}()
+}
+
+// stopProducing returns when everything sent is acknowledged.
+func (d *deployment) stopProducing() {
+	d.t.Helper()
+	d.stopped()
+	if err := <-d.flushed; err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// A place is an offset of a partition of the input topic.
+type place struct {
+	partition int32
+	offset    int64
+}
+
+// A ledger knows all that is in a deployment's topics, as a reader of committed
+// transactions sees it.
+type ledger struct {
+	client *kgo.Client
+	done   chan struct{}
+
+	mu       sync.Mutex
+	in       map[place]bool
+	out      map[place]int // results and dead letters
+	scored   int
+	reasons  map[string]int // of dead letters
+	versions map[string]int // of models
+	bad      error
+	position map[string]map[int32]int64 // the offset after the last seen, by topic and partition
+}
+
+// watch reads the topics until the test ends.
+func watch(t testing.TB, broker *kafkatest.Broker, in, scores, dead string) *ledger {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(broker.Address, ",")...), kgo.ConsumeTopics(in, scores, dead),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
+		kgo.MetadataMinAge(100*time.Millisecond), kgo.MetadataMaxAge(2*time.Second), kgo.FetchMaxWait(200*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &ledger{
+		client: client, done: make(chan struct{}), in: make(map[place]bool), out: make(map[place]int),
+		reasons: make(map[string]int), versions: make(map[string]int), position: make(map[string]map[int32]int64),
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer close(l.done)
+		for ctx.Err() == nil {
+			fetches := client.PollFetches(ctx) // what fails is tried again
+			l.mu.Lock()
+			fetches.EachRecord(func(r *kgo.Record) {
+				if l.position[r.Topic] == nil {
+					l.position[r.Topic] = make(map[int32]int64)
+				}
+				l.position[r.Topic][r.Partition] = r.Offset + 1
+				if r.Attrs.IsControl() {
+					return
+				}
+				switch r.Topic {
+				case in:
+					l.in[place{r.Partition, r.Offset}] = true
+				case scores:
+					l.result(r)
+				default:
+					l.letter(r)
+				}
+			})
+			l.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-l.done
+		client.Close()
+	})
+	return l
+}
+
+func (l *ledger) result(r *kgo.Record) {
+	var at struct {
+		Partition int32  `json:"partition"`
+		Offset    int64  `json:"offset"`
+		Model     string `json:"model"`
+	}
+	if err := json.Unmarshal(r.Value, &at); err != nil {
+		l.bad = errors.Join(l.bad, fmt.Errorf("result %s: %w", r.Value, err))
+		return
+	}
+	l.out[place{at.Partition, at.Offset}]++
+	l.versions[at.Model]++
+	l.scored++
+}
+
+func (l *ledger) letter(r *kgo.Record) {
+	var at place
+	reason := ""
+	for _, h := range r.Headers {
+		switch h.Key {
+		case "oodmon-partition":
+			n, _ := strconv.Atoi(string(h.Value))
+			at.partition = int32(n)
+		case "oodmon-offset":
+			at.offset, _ = strconv.ParseInt(string(h.Value), 10, 64)
+		case "oodmon-reason":
+			reason = string(h.Value)
+		}
+	}
+	l.out[at]++
+	l.reasons[reason]++
+}
+
+func (l *ledger) results() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.out)
+}
+
+// waiting returns the input that has no result yet.
+func (l *ledger) waiting() []place {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []place
+	for at := range l.in {
+		if l.out[at] == 0 {
+			all = append(all, at)
+		}
+	}
+	return all
+}
+
+// have returns an error as long as one of the places has no result.
+func (l *ledger) have(all []place) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	missing := 0
+	for _, at := range all {
+		if l.in[at] && l.out[at] == 0 {
+			missing++
+		}
+	}
+	if missing > 0 {
+		return fmt.Errorf("%d of %d records have no result", missing, len(all))
+	}
+	return nil
+}
+
+// caughtUp returns an error as long as the ledger has not read a topic to its end.
+func (d *deployment) caughtUp(topic string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	ends, err := d.Admin().ListCommittedOffsets(ctx, topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return err
+	}
+	starts, err := d.Admin().ListStartOffsets(ctx, topic)
+	if err != nil {
+		return err
+	}
+	d.ledger.mu.Lock()
+	defer d.ledger.mu.Unlock()
+	ends.Each(func(o kadm.ListedOffset) {
+		start, _ := starts.Lookup(topic, o.Partition)
+		if at := d.ledger.position[topic][o.Partition]; at < o.Offset && start.Offset < o.Offset && err == nil {
+			err = fmt.Errorf("the ledger has read %s[%d] up to %d of %d", topic, o.Partition, at, o.Offset)
+		}
+	})
+	return err
+}
+
+// waitForResults waits until the monitors have published more than they had.
+func (d *deployment) waitForResults(n int) {
+	d.t.Helper()
+	had := d.ledger.results()
+	kafkatest.Eventually(d.t, patience, func() error {
+		if got := d.ledger.results(); got < had+n {
+			return fmt.Errorf("%s: %d results, waiting for %d", d.delivery, got, had+n)
+		}
+		return nil
+	})
+}
+
+// committedIsDurable checks that every offset before a committed one has a
+// result which a reader sees, or will see: the markers of a transaction that is
+// committed come to its partitions one after the other.
+func (d *deployment) committedIsDurable() {
+	d.t.Helper()
+	committed := d.Committed(d.name, d.in)
+	kafkatest.Eventually(d.t, patience, func() error {
+		if err := errors.Join(d.caughtUp(d.in), d.caughtUp(d.scores), d.caughtUp(d.dead)); err != nil {
+			return err
+		}
+		d.ledger.mu.Lock()
+		defer d.ledger.mu.Unlock()
+		for at := range d.ledger.in {
+			if at.offset < committed[at.partition] && d.ledger.out[at] == 0 {
+				return fmt.Errorf("%s: %s[%d] is committed up to %d, and offset %d has no result", d.delivery, d.in, at.partition, committed[at.partition], at.offset)
+			}
+		}
+		return nil
+	})
+}
+
+// An account is what became of a deployment's records.
+type account struct {
+	in, scored, letters, lost, twice int
+}
+
+// settle stops producing, waits until all is accounted for, ends the monitors,
+// and checks: every input offset has a result or a dead letter, nothing else
+// has, no committed offset is before a result, and with exactly-once delivery
+// none has two.
+func (d *deployment) settle() account {
+	d.t.Helper()
+	d.stopProducing()
+	kafkatest.Eventually(d.t, patience, func() error {
+		if err := d.caughtUp(d.in); err != nil {
+			return err
+		}
+		if n := len(d.ledger.waiting()); n > 0 {
+			return fmt.Errorf("%s: %d of %d input records have neither a result nor a dead letter", d.delivery, n, len(d.ledger.in))
+		}
+		return nil
+	})
+	kafkatest.Eventually(d.t, patience, func() error { // the last offset is committed after the last result
+		committed := d.Committed(d.name, d.in)
+		d.ledger.mu.Lock()
+		defer d.ledger.mu.Unlock()
+		for partition, end := range d.ledger.position[d.in] {
+			if committed[partition] != end {
+				return fmt.Errorf("%s: partition %d is committed up to %d of %d", d.delivery, partition, committed[partition], end)
+			}
+		}
+		return nil
+	})
+	for len(d.monitors) > 0 {
+		d.end(d.monitors[0], syscall.SIGTERM)
+	}
+	d.committedIsDurable()
+	l := d.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := account{in: len(l.in), scored: l.scored}
+	for _, n := range l.reasons {
+		a.letters += n
+	}
+	for at, n := range l.out {
+		if !l.in[at] {
+			d.t.Errorf("%s: a result for partition %d, offset %d, which holds no record", d.delivery, at.partition, at.offset)
+		}
+		a.twice += n - 1
+	}
+	for at := range l.in {
+		if l.out[at] == 0 {
+			a.lost++
+		}
+	}
+	if l.bad != nil {
+		d.t.Error(l.bad)
+	}
+	if int64(a.in) < d.produced.Load() {
+		d.t.Errorf("%s: the broker lost records: %d acknowledged, %d in the log", d.delivery, d.produced.Load(), a.in)
+	}
+	if a.scored+a.letters-a.twice != a.in-a.lost {
+		d.t.Errorf("%s: %d records in, but %d scored and %d dead letters, %d of them twice", d.delivery, a.in, a.scored, a.letters, a.twice)
+	}
+	if a.lost > 0 {
+		d.t.Errorf("%s: %d records lost", d.delivery, a.lost)
+	}
+	if a.twice > 0 && d.delivery == exactlyOnce {
+		d.t.Errorf("%s: %d results came twice", d.delivery, a.twice)
+	}
+	if text := d.logged(); strings.Contains(text, "panic") || strings.Contains(text, "fatal error") {
+		d.t.Errorf("%s: a monitor died of itself", d.delivery)
+	}
+	return a
+}

@@ -1,0 +1,694 @@
+package faults
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/oodmon/oodmon/internal/kafkatest"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// A trial is one fault, under load, on one deployment of each kind of delivery.
+type trial struct {
+	*cluster
+	t      *testing.T
+	all    []*deployment
+	random *rand.Rand
+	// recover is when recovery was last measured from, where that isn't the
+	// return of the fault.
+	recover time.Time
+}
+
+// A fault happens to a trial's deployments, which have a monitor each and are
+// sent records. inject returns how often it happened, when it is over.
+type fault struct {
+	name   string
+	inject func(*trial) int
+}
+
+// The faults that one broker is enough for, and those that need three.
+var oneBroker = []fault{
+	{"monitor killed (SIGKILL) at each step of a batch", killAtEachStep},
+	{"broker killed (SIGKILL) and restarted", killBroker},
+	{"members join and leave every 2 s", rebalanceStorm},
+	{"member stopped past its session, then resumed", stopMember},
+	{"acknowledgements lost", loseAcknowledgements},
+	{"connections cut", cutConnections},
+	{"30 s without an answer", blackHole},
+	{"200 ms delay of everything", delay},
+	{"1 % of the requests end in a reset", resets},
+	{"slow sink: 400 ms an acknowledgement", slowSink},
+	{"model file torn, truncated, bit-flipped, swapped while read", damageModels},
+	{"disk of the registry full", fullDisk},
+	{"poison, empty, oversized, wrong-dimension messages, a compressed bomb", poison},
+	{"partitions added", addPartitions},
+	{"topic deleted and made again", recreateTopic},
+	{"retention passes the committed offset", retention},
+	{"the producers' clock jumps by decades", clockJump},
+}
+
+var threeBrokers = []fault{
+	{"leaders moved", moveLeaders},
+	{"one broker of three killed (SIGKILL) and restarted", killOneOfThree},
+	{"coordinators of group and transactions lost", loseCoordinators},
+}
+
+// TestFaults injects every fault into a monitor with either delivery, on a real
+// Kafka, and accounts for every record.
+func TestFaults(t *testing.T) {
+	kafkatest.NeedReal(t)
+	s := seed(t)
+	table := &report{seed: s}
+	for _, part := range []struct {
+		nodes  int
+		faults []fault
+	}{{1, oneBroker}, {3, threeBrokers}} {
+		t.Run(fmt.Sprint("brokers=", part.nodes), func(t *testing.T) {
+			var c *cluster // started for the first fault that was chosen
+			for i, f := range part.faults {
+				t.Run(f.name, func(inner *testing.T) {
+					if c == nil {
+						c = startCluster(t, part.nodes)
+					}
+					try(inner, c, f, fmt.Sprintf("f%d-%d", part.nodes, i), s, table)
+				})
+			}
+		})
+	}
+	table.publish(t)
+}
+
+func try(t *testing.T, c *cluster, f fault, name string, seed uint64, table *report) {
+	h := fnv.New64()
+	h.Write([]byte(f.name))
+	tr := &trial{cluster: c, t: t, random: rand.New(rand.NewPCG(seed, h.Sum64()))}
+	defer c.rule(nil)
+	for _, delivery := range []string{atLeastOnce, exactlyOnce} {
+		tr.all = append(tr.all, deploy(t, c.Broker, c.proxied, name+"-"+delivery[:2], delivery, ""))
+	}
+	for _, d := range tr.all {
+		d.start()
+		d.produce(seed)
+	}
+	for _, d := range tr.all {
+		d.waitForResults(200)
+	}
+	times := f.inject(tr)
+	c.rule(nil)
+	if tr.recover.IsZero() {
+		tr.recover = time.Now()
+	}
+	var recovery []time.Duration
+	for _, d := range tr.all {
+		behind := d.ledger.waiting()
+		kafkatest.Eventually(t, patience, func() error { return d.ledger.have(behind) })
+		recovery = append(recovery, time.Since(tr.recover))
+	}
+	for i, d := range tr.all {
+		d.committedIsDurable()
+		d.waitForResults(100)
+		a := d.settle()
+		table.add(f.name, times, c.nodes, d.delivery, a, recovery[i])
+		t.Logf("%s: %d times, %d records in, %d lost, %d twice, recovered in %v", d.delivery, times, a.in, a.lost, a.twice, recovery[i].Round(time.Millisecond))
+	}
+}
+
+// pause waits between half of d and one and a half.
+func (tr *trial) pause(d time.Duration) {
+	time.Sleep(d/2 + time.Duration(tr.random.Int64N(int64(d))))
+}
+
+// times returns n, or less for a short run.
+func (tr *trial) times(n int) int {
+	if testing.Short() {
+		return max(1, n/2)
+	}
+	return n
+}
+
+// replace ends a monitor in some way and starts another.
+func (tr *trial) replace(d *deployment, m *exec.Cmd) {
+	d.end(m, syscall.SIGKILL)
+	d.start()
+}
+
+// killAtEachStep kills the monitor when it makes a request, and when its answer
+// arrives at the proxy, for every request that belongs to a batch.
+func killAtEachStep(tr *trial) int {
+	steps := map[string][]int16{
+		atLeastOnce: {apiProduce, apiOffsetCommit},
+		exactlyOnce: {apiInitProducerID, apiAddPartitionsToTxn, apiProduce, apiAddOffsetsToTxn, apiTxnOffsetCommit, apiEndTxn},
+	}
+	times := 0
+	for i := range steps[exactlyOnce] {
+		for _, answer := range []bool{false, true} {
+			// Both deployments are killed at a step of their own at the same time.
+			var killed [2]chan struct{}
+			var once [2]sync.Once
+			var step [2]int16
+			for k, d := range tr.all {
+				killed[k] = make(chan struct{})
+				step[k] = steps[d.delivery][i%len(steps[d.delivery])]
+			}
+			tr.rule(func(f frame) verdict {
+				for k, d := range tr.all {
+					if f.client == d.name && f.api == step[k] && f.answer == answer {
+						once[k].Do(func() {
+							_ = d.monitors[0].Process.Kill()
+							close(killed[k])
+						})
+						return verdict{cut: true}
+					}
+				}
+				return verdict{}
+			})
+			if step[1] == apiInitProducerID { // made when a partition is taken over
+				tr.replace(tr.all[1], tr.all[1].monitors[0])
+			}
+			for k, d := range tr.all {
+				select {
+				case <-killed[k]:
+					times++
+				case <-time.After(patience):
+					tr.t.Fatalf("%s: no request %d within %v", d.delivery, step[k], patience)
+				}
+			}
+			tr.rule(nil)
+			for _, d := range tr.all {
+				tr.replace(d, d.monitors[0])
+			}
+			for _, d := range tr.all {
+				d.waitForResults(50)
+			}
+		}
+	}
+	return times / 2
+}
+
+func killBroker(tr *trial) int {
+	times := tr.times(2)
+	for range times {
+		tr.Kill()
+		tr.pause(time.Second) // the producers and the monitors meet the dead broker
+		tr.Restart()
+		for _, d := range tr.all {
+			d.waitForResults(200)
+		}
+	}
+	return times
+}
+
+// rebalanceStorm lets members join, and leave well or badly.
+func rebalanceStorm(tr *trial) int {
+	rounds := tr.times(6)
+	for range rounds {
+		for _, d := range tr.all {
+			if len(d.monitors) < 2 || len(d.monitors) < 4 && tr.random.IntN(2) == 0 {
+				d.start()
+				continue
+			}
+			signal := syscall.SIGTERM
+			if tr.random.IntN(2) == 0 {
+				signal = syscall.SIGKILL
+			}
+			d.end(d.monitors[tr.random.IntN(len(d.monitors))], signal)
+		}
+		tr.pause(2 * time.Second)
+	}
+	return rounds
+}
+
+// stopMember stops a member for longer than its session, with another at hand
+// that takes its partitions over.
+func stopMember(tr *trial) int {
+	times := tr.times(2)
+	for _, d := range tr.all {
+		d.start()
+	}
+	for range times {
+		tr.pause(2 * time.Second)
+		for _, d := range tr.all {
+			if err := d.monitors[0].Process.Signal(syscall.SIGSTOP); err != nil {
+				tr.t.Fatal(err)
+			}
+		}
+		time.Sleep(6 * time.Second)
+		for _, d := range tr.all { // the other one has them all now
+			d.waitForResults(100)
+			if err := d.monitors[0].Process.Signal(syscall.SIGCONT); err != nil {
+				tr.t.Fatal(err)
+			}
+		}
+	}
+	return times
+}
+
+// whileRuled lets a rule hold for a while.
+func (tr *trial) whileRuled(d time.Duration, rule func(frame) verdict) {
+	tr.rule(rule)
+	time.Sleep(d)
+	tr.rule(nil)
+}
+
+// loseAcknowledgements drops one in eight answers, with its connection, to
+// whatever changes something.
+func loseAcknowledgements(tr *trial) int {
+	var times atomic.Int64
+	var mu sync.Mutex
+	tr.whileRuled(8*time.Second, func(f frame) verdict {
+		switch f.api {
+		case apiProduce, apiOffsetCommit, apiInitProducerID, apiAddPartitionsToTxn, apiAddOffsetsToTxn, apiTxnOffsetCommit, apiEndTxn:
+		default:
+			return verdict{}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if !f.answer || tr.random.IntN(8) > 0 {
+			return verdict{}
+		}
+		times.Add(1)
+		return verdict{cut: true}
+	})
+	return int(times.Load())
+}
+
+func cutConnections(tr *trial) int {
+	for range 3 {
+		tr.cut(tr.t, time.Second)
+		tr.pause(2 * time.Second)
+	}
+	return 3
+}
+
+func blackHole(tr *trial) int {
+	remove := tr.toxic(tr.t, "timeout", 1, `{"timeout": 0}`)
+	time.Sleep(30 * time.Second)
+	remove()
+	return 1
+}
+
+func delay(tr *trial) int {
+	remove := tr.toxic(tr.t, "latency", 1, `{"latency": 100, "jitter": 20}`) // there and back
+	time.Sleep(10 * time.Second)
+	remove()
+	return 1
+}
+
+func resets(tr *trial) int {
+	var times atomic.Int64
+	var mu sync.Mutex
+	tr.whileRuled(10*time.Second, func(f frame) verdict {
+		mu.Lock()
+		defer mu.Unlock()
+		if f.answer || tr.random.IntN(100) > 0 {
+			return verdict{}
+		}
+		times.Add(1)
+		return verdict{cut: true}
+	})
+	return int(times.Load())
+}
+
+// slowSink delays the produce requests alone. What is fetched meanwhile waits at
+// the broker: a monitor holds no more than the batches in hand.
+func slowSink(tr *trial) int {
+	tr.whileRuled(8*time.Second, func(f frame) verdict {
+		if f.api == apiProduce && f.answer {
+			return verdict{wait: 400 * time.Millisecond}
+		}
+		return verdict{}
+	})
+	return 1
+}
+
+// damageModels makes the registry name models that are no good; the one in
+// service stays. Then it swaps two good ones quickly.
+func damageModels(tr *trial) int {
+	times := 0
+	for _, d := range tr.all {
+		current, err := d.models.Current(context.Background())
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+		other := d.publish(2)
+		file, err := os.ReadFile(filepath.Join(d.registry, "models", other+".safetensors"))
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+		flipped := bytes.Clone(file)
+		flipped[tr.random.IntN(len(flipped))] ^= 1 << tr.random.IntN(8)
+		torn := append(bytes.Clone(file[:len(file)/2]), make([]byte, len(file)-len(file)/2)...)
+		for i, damaged := range [][]byte{file[:tr.random.IntN(len(file))], flipped, torn, nil} {
+			version := fmt.Sprintf("%012x", 0xbad0+i)
+			write(tr.t, filepath.Join(d.registry, "models", version+".safetensors"), damaged)
+			write(tr.t, filepath.Join(d.registry, "CURRENT"), []byte(version+"\n"))
+			d.hangup()
+			times++
+		}
+		for range 10 {
+			for _, version := range []string{current, other} {
+				write(tr.t, filepath.Join(d.registry, "CURRENT"), []byte(version+"\n"))
+				d.hangup()
+				times++
+			}
+		}
+		if text := d.logged(); !strings.Contains(text, "model not taken in") {
+			tr.t.Errorf("%s: no damaged model was refused", d.delivery)
+		}
+		d.ledger.mu.Lock()
+		for version := range d.ledger.versions {
+			if version != current && version != other {
+				tr.t.Errorf("%s: results by model %s", d.delivery, version)
+			}
+		}
+		d.ledger.mu.Unlock()
+	}
+	return times / 2
+}
+
+// hangup makes the monitor read the registry.
+func (d *deployment) hangup() {
+	d.t.Helper()
+	if err := d.monitors[0].Process.Signal(syscall.SIGHUP); err != nil {
+		d.t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+}
+
+func write(t testing.TB, path string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fullDisk promotes a model where nothing can be written: a shell that allows
+// files of no byte stands for the disk. The model in service stays, also after a
+// restart.
+func fullDisk(tr *trial) int {
+	for _, d := range tr.all {
+		current, err := d.models.Current(context.Background())
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+		other, err := d.models.Add(context.Background(), randomModel(tr.t, 3))
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+		cmd := exec.Command("bash", "-c", `ulimit -f 0; "$0" model promote --registry "$1" "$2"`, program, d.registry, other)
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			tr.t.Errorf("%s: a model was promoted on a full disk:\n%s", d.delivery, out)
+		}
+		d.hangup()
+		tr.replace(d, d.monitors[0])
+		d.waitForResults(200)
+		if now, err := d.models.Current(context.Background()); err != nil || now != current {
+			tr.t.Errorf("%s: after a full disk the registry names %s (%v), want %s", d.delivery, now, err, current)
+		}
+	}
+	return 1
+}
+
+// poison sends what no embedding is.
+func poison(tr *trial) int {
+	bomb := make([]byte, 32<<20) // of which zstd makes some kilobytes
+	random := make([]byte, 2<<20)
+	for i := range random {
+		random[i] = byte(tr.random.Uint32())
+	}
+	wrong := bytes.Repeat([]byte{1, 2, 3, 4}, dim+1)
+	json := func(text string) *kgo.Record {
+		return &kgo.Record{Value: []byte(text), Headers: []kgo.RecordHeader{{Key: "content-type", Value: []byte("application/json")}}}
+	}
+	times := 0
+	for _, d := range tr.all {
+		client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(d.Address, ",")...), kgo.DefaultProduceTopic(d.in), kgo.ProducerBatchMaxBytes(40<<20),
+			kgo.ProducerBatchCompression(kgo.ZstdCompression()), kgo.BrokerMaxWriteBytes(80<<20))
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+		records := []*kgo.Record{
+			{}, {Value: []byte{}}, {Value: wrong}, {Value: random}, {Value: bomb}, {Value: make([]byte, 4*dim)},
+			json(`{"embedding": [1, 2, 3`), json(`{}`), json(`{"embedding": [` + strings.Repeat("1,", 100_000) + `1]}`),
+			json(strings.Repeat("[", 100_000)), json(`{"embedding": [` + strings.Repeat("NaN,", dim-1) + `1]}`),
+			{Value: random[:1000], Headers: []kgo.RecordHeader{{Key: "content-type", Value: []byte("application/vnd.apache.arrow.stream")}}},
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		for range 3 {
+			for _, r := range records {
+				one := *r
+				if err := client.ProduceSync(ctx, &one).FirstErr(); err != nil {
+					tr.t.Fatalf("produce %d bytes: %v", len(r.Value), err)
+				}
+				d.produced.Add(1)
+				times++
+			}
+		}
+		cancel()
+		client.Close()
+	}
+	return times / 2
+}
+
+func addPartitions(tr *trial) int {
+	for _, d := range tr.all {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		answer, err := d.Admin().CreatePartitions(ctx, 2, d.in)
+		if err == nil {
+			err = answer.Error()
+		}
+		cancel()
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+	}
+	for _, d := range tr.all {
+		kafkatest.Eventually(tr.t, patience, func() error {
+			d.ledger.mu.Lock()
+			defer d.ledger.mu.Unlock()
+			for _, p := range []int32{partitions, partitions + 1} {
+				found := false
+				for at := range d.ledger.out {
+					found = found || at.partition == p
+				}
+				if !found {
+					return fmt.Errorf("%s: no result of partition %d", d.delivery, p)
+				}
+			}
+			return nil
+		})
+	}
+	return 1
+}
+
+// recreateTopic deletes the input topic when all of it has a result, and makes
+// it again under the running monitors. The account is of the second topic, the
+// first one's is checked before.
+func recreateTopic(tr *trial) int {
+	for _, d := range tr.all {
+		d.stopProducing()
+		kafkatest.Eventually(tr.t, patience, func() error {
+			if err := d.caughtUp(d.in); err != nil {
+				return err
+			}
+			return d.ledger.have(d.ledger.waiting())
+		})
+		d.committedIsDurable()
+	}
+	for _, d := range tr.all {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		d.ledger.client.PurgeTopicsFromConsuming(d.in)
+		if _, err := d.Admin().DeleteTopics(ctx, d.in); err != nil {
+			tr.t.Fatal(err)
+		}
+		cancel()
+		tr.pause(2 * time.Second)
+		l := d.ledger
+		l.mu.Lock()
+		for _, n := range l.out {
+			if n > 1 && d.delivery == exactlyOnce {
+				tr.t.Errorf("%s: a result came %d times", d.delivery, n)
+			}
+		}
+		clear(l.in)
+		clear(l.out)
+		clear(l.reasons)
+		clear(l.position[d.in])
+		l.scored = 0
+		l.mu.Unlock()
+		d.produced.Store(0)
+		// kafka-go's group may have made it already, by asking for it, where the
+		// broker makes what it is asked for.
+		kafkatest.Eventually(tr.t, patience, func() error {
+			_, err := d.Admin().CreateTopic(context.Background(), partitions, 1, nil, d.in)
+			if errors.Is(err, kerr.TopicAlreadyExists) {
+				return nil
+			}
+			return err
+		})
+		l.client.AddConsumeTopics(d.in)
+		d.produce(tr.random.Uint64())
+		d.waitForResults(200)
+	}
+	return 1
+}
+
+// retention removes records that nobody has read while the monitors are away:
+// they are counted as a gap, exactly.
+func retention(tr *trial) int {
+	for _, d := range tr.all {
+		d.end(d.monitors[0], syscall.SIGTERM)
+	}
+	tr.pause(3 * time.Second)
+	for _, d := range tr.all {
+		committed := d.Committed(d.name, d.in)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		offsets := kadm.Offsets{}
+		gap := int64(0)
+		for partition, at := range committed {
+			remove := at + 1 + tr.random.Int64N(100)
+			offsets.AddOffset(d.in, partition, remove, -1)
+			gap += remove - at
+			d.ledger.mu.Lock()
+			for offset := at; offset < remove; offset++ {
+				delete(d.ledger.in, place{partition, offset})
+				d.produced.Add(-1)
+			}
+			d.ledger.mu.Unlock()
+		}
+		if _, err := d.Admin().DeleteRecords(ctx, offsets); err != nil {
+			tr.t.Fatal(err)
+		}
+		cancel()
+		d.start()
+		d.waitForResults(100)
+		kafkatest.Eventually(tr.t, patience, func() error {
+			if got := d.metric("oodmon_consumer_gap_records_total"); int64(got) != gap {
+				return fmt.Errorf("%s: oodmon_consumer_gap_records_total is %v, want %d", d.delivery, got, gap)
+			}
+			return nil
+		})
+	}
+	return 1
+}
+
+// clockJump makes the producers write times of the past and the future.
+func clockJump(tr *trial) int {
+	for _, d := range tr.all {
+		d.stopProducing()
+		d.time = func(n int) time.Time {
+			return time.Unix([]int64{0, 1, 4e9, 1.7e9}[n/100%4], 0)
+		}
+		d.produce(tr.random.Uint64())
+		d.waitForResults(2000)
+	}
+	return 1
+}
+
+// moveLeaders makes every partition's leader another one, under load.
+func moveLeaders(tr *trial) int {
+	times := tr.times(4)
+	for range times {
+		for _, d := range tr.all {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			var move kadm.AlterPartitionAssignmentsReq
+			first := int32(tr.random.IntN(3))
+			set := make(kadm.TopicsSet)
+			for topic, n := range map[string]int32{d.in: partitions, d.scores: partitions, d.dead: 1} {
+				for p := range n {
+					replicas := []int32{1 + (first+p)%3, 1 + (first+p+1)%3, 1 + (first+p+2)%3}
+					move.Assign(topic, p, replicas)
+					set.Add(topic, p)
+				}
+			}
+			if _, err := d.Admin().AlterPartitionAssignments(ctx, move); err != nil {
+				tr.t.Fatal(err)
+			}
+			if _, err := d.Admin().ElectLeaders(ctx, kadm.ElectPreferredReplica, set); err != nil {
+				tr.t.Fatal(err)
+			}
+			cancel()
+		}
+		tr.pause(2 * time.Second)
+	}
+	return times
+}
+
+func killOneOfThree(tr *trial) int {
+	times := tr.times(2)
+	for range times {
+		node := tr.random.IntN(3)
+		tr.KillNode(node)
+		for _, d := range tr.all {
+			d.waitForResults(200) // the others go on
+		}
+		tr.RestartNode(node)
+		tr.inSync()
+	}
+	return times
+}
+
+// inSync waits until every replica is: only then may the next one be lost.
+func (tr *trial) inSync() {
+	tr.t.Helper()
+	kafkatest.Eventually(tr.t, patience, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		topics, err := tr.Admin().ListTopicsWithInternal(ctx)
+		if err != nil {
+			return err
+		}
+		for _, topic := range topics {
+			for _, p := range topic.Partitions {
+				if len(p.ISR) < len(p.Replicas) {
+					return fmt.Errorf("%s[%d] has %d of %d replicas in sync", topic.Topic, p.Partition, len(p.ISR), len(p.Replicas))
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// loseCoordinators kills the broker that coordinates a group, and then the one
+// that coordinates the transactions of a partition.
+func loseCoordinators(tr *trial) int {
+	times := 0
+	for _, d := range tr.all {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		group := d.Admin().FindGroupCoordinators(ctx, d.name)
+		node := group[d.name].NodeID
+		if d.delivery == exactlyOnce && tr.random.IntN(2) == 0 {
+			id := "oodmon." + d.name + "." + d.in + ".0"
+			node = d.Admin().FindTxnCoordinators(ctx, id)[id].NodeID
+		}
+		cancel()
+		if node < 1 {
+			tr.t.Fatalf("no coordinator of %s was found", d.name)
+		}
+		tr.KillNode(int(node) - 1)
+		tr.pause(time.Second)
+		for _, one := range tr.all {
+			one.waitForResults(100)
+		}
+		tr.RestartNode(int(node) - 1)
+		tr.inSync()
+		times++
+	}
+	return times
+}

@@ -1,0 +1,98 @@
+package faults
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var (
+	programFlag = flag.String("program", "", "the oodmon to test; empty: built from this repository")
+	seedFlag    = flag.Uint64("seed", 0, "seed of the faults; 0: another one each time")
+	reportFlag  = flag.String("report", "", "file whose table between the markers <!-- faults --> and <!-- /faults --> is replaced")
+	soakFlag    = flag.Duration("soak", 45*time.Second, "how long TestSoak injects faults")
+)
+
+// seed returns the seed of a run, and prints it.
+func seed(t testing.TB) uint64 {
+	t.Helper()
+	s := *seedFlag
+	if s == 0 {
+		s = uint64(time.Now().UnixNano()) % 1_000_000
+	}
+	t.Logf("to repeat: go test ./internal/faults -run '^%s$' -seed %d", strings.Split(t.Name(), "/")[0], s)
+	return s
+}
+
+// A report is the table of what was injected and what became of the records.
+type report struct {
+	seed uint64
+	mu   sync.Mutex
+	rows map[string]string // by their first columns
+	keys []string
+}
+
+const reportHead = `| fault | brokers | delivery | injected | records in | scored | dead letters | lost | twice | recovered in | seed |
+|---|---|---|---|---|---|---|---|---|---|---|
+`
+
+func (r *report) add(fault string, times, brokers int, delivery string, a account, recovery time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := fmt.Sprintf("| %s | %d | %s |", fault, brokers, delivery)
+	r.put(key, fmt.Sprintf(" %d | %d | %d | %d | %d | %d | %.1f s | %d |\n", times, a.in, a.scored, a.letters, a.lost, a.twice, recovery.Seconds(), r.seed))
+}
+
+func (r *report) put(key, rest string) {
+	if r.rows == nil {
+		r.rows = make(map[string]string)
+	}
+	if _, ok := r.rows[key]; !ok {
+		r.keys = append(r.keys, key)
+	}
+	r.rows[key] = rest
+}
+
+func (r *report) table() string {
+	text := reportHead
+	for _, key := range r.keys {
+		text += key + r.rows[key]
+	}
+	return text
+}
+
+// publish prints the table, and puts its rows in the place of those of the same
+// faults in the file of -report.
+func (r *report) publish(t *testing.T) {
+	t.Helper()
+	fmt.Print(r.table())
+	if *reportFlag == "" || len(r.keys) == 0 {
+		return
+	}
+	text, err := os.ReadFile(*reportFlag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(text), "<!-- faults -->\n")
+	old, after, ok2 := strings.Cut(rest, "<!-- /faults -->")
+	if !ok || !ok2 {
+		t.Fatalf("%s has no markers <!-- faults --> and <!-- /faults -->", *reportFlag)
+	}
+	all := report{}
+	for line := range strings.Lines(strings.TrimPrefix(old, reportHead)) {
+		columns := strings.SplitAfterN(line, "|", 5)
+		if len(columns) == 5 {
+			all.put(strings.Join(columns[:4], ""), columns[4])
+		}
+	}
+	for _, key := range r.keys {
+		all.put(key, r.rows[key])
+	}
+	if err := os.WriteFile(*reportFlag, []byte(before+"<!-- faults -->\n"+all.table()+"<!-- /faults -->"+after), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

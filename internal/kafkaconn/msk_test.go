@@ -1,0 +1,54 @@
+package kafkaconn
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/segmentio/kafka-go/sasl"
+)
+
+// The first message to a broker of MSK is signed with the credentials of the
+// environment, and does not hold the secret.
+func TestMSKIAM(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "top-secret")
+	t.Setenv("AWS_SESSION_TOKEN", "")
+	t.Setenv("AWS_REGION", "")
+	t.Setenv("AWS_DEFAULT_REGION", "")
+	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+	cfg := Config{Brokers: []string{"b-1.example:9098"}, TLS: TLSConfig{Enabled: true}, SASL: SASLConfig{Mechanism: "aws-msk-iam"}}
+	const want = "kafka.sasl.region: set it, or the environment variable AWS_REGION, with mechanism aws-msk-iam"
+	if _, err := New(cfg); err == nil || err.Error() != want {
+		t.Errorf("without a region: %v, want %s", err, want)
+	}
+	cfg.SASL.Region = "eu-central-1"
+	conn, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name := conn.Dialer.SASLMechanism.Name(); name != "AWS_MSK_IAM" {
+		t.Errorf("mechanism %s", name)
+	}
+	_, first, err := conn.Dialer.SASLMechanism.Start(sasl.WithMetadata(t.Context(), &sasl.Metadata{Host: "b-1.example", Port: 9098}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[string]string
+	if err := json.Unmarshal(first, &fields); err != nil {
+		t.Fatal(err)
+	}
+	if fields["host"] != "b-1.example" || fields["action"] != "kafka-cluster:Connect" || fields["x-amz-signature"] == "" ||
+		!strings.HasPrefix(fields["x-amz-credential"], "AKIAEXAMPLE/") || !strings.HasSuffix(fields["x-amz-credential"], "/eu-central-1/kafka-cluster/aws4_request") {
+		t.Errorf("first message %s", first)
+	}
+	if strings.Contains(string(first), "top-secret") {
+		t.Error("the secret is sent")
+	}
+	cfg.TLS.Enabled, cfg.SASL.Username = false, "u"
+	const refused = "kafka.sasl: mechanism aws-msk-iam takes AWS's credentials, no username or password\nkafka.sasl: mechanism aws-msk-iam needs kafka.tls.enabled"
+	if err := cfg.Validate(); err == nil || err.Error() != refused {
+		t.Errorf("%v, want %s", err, refused)
+	}
+}
