@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -82,15 +83,10 @@ func (c *Consumer) Run(ctx context.Context) error {
 		time.AfterFunc(c.cfg.DrainTimeout, disconnect)
 		time.AfterFunc(c.cfg.DrainTimeout+grace, func() { close(overdue) })
 	})()
-	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
-		ID: c.cfg.Group, Brokers: c.conn.Brokers, Dialer: c.conn.DialerUntil(connected), Topics: []string{c.cfg.Topic},
-		GroupBalancers:    []kafka.GroupBalancer{kafka.RangeGroupBalancer{}},
-		HeartbeatInterval: min(heartbeatInterval, c.cfg.SessionTimeout/3), SessionTimeout: c.cfg.SessionTimeout,
-		RebalanceTimeout: max(c.cfg.SessionTimeout, 2*c.cfg.DrainTimeout), JoinGroupBackoff: joinBackoff,
-		WatchPartitionChanges: true, PartitionWatchInterval: watchInterval, Timeout: groupTimeout,
-	})
+	brokers := slices.Clone(c.conn.Brokers)
+	group, err := c.join(connected, brokers)
 	if err != nil {
-		return fmt.Errorf("consumer group %s: %w", c.cfg.Group, err)
+		return err
 	}
 	for ctx.Err() == nil {
 		generation, err := group.Next(ctx)
@@ -100,6 +96,15 @@ func (c *Consumer) Run(ctx context.Context) error {
 		if err != nil {
 			c.metrics.errors.WithLabelValues(opJoin).Inc()
 			c.log.Warn("consumer group not joined; trying again", "group", c.cfg.Group, "error", err)
+			// kafka-go asks the first broker to which it can connect, also where
+			// that one does not answer: it hangs, or only its proxy is there.
+			if len(brokers) > 1 {
+				brokers = append(brokers[1:], brokers[0])
+				_ = group.Close() // it was not joined
+				if group, err = c.join(connected, brokers); err != nil {
+					return err
+				}
+			}
 			continue
 		}
 		c.serve(ctx, overdue, generation, stop)
@@ -108,6 +113,21 @@ func (c *Consumer) Run(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.fatal, err)
+}
+
+// join begins to join the group. Its connections end with the context connected.
+func (c *Consumer) join(connected context.Context, brokers []string) (*kafka.ConsumerGroup, error) {
+	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
+		ID: c.cfg.Group, Brokers: slices.Clone(brokers), Dialer: c.conn.DialerUntil(connected), Topics: []string{c.cfg.Topic},
+		GroupBalancers:    []kafka.GroupBalancer{kafka.RangeGroupBalancer{}},
+		HeartbeatInterval: min(heartbeatInterval, c.cfg.SessionTimeout/3), SessionTimeout: c.cfg.SessionTimeout,
+		RebalanceTimeout: max(c.cfg.SessionTimeout, 2*c.cfg.DrainTimeout), JoinGroupBackoff: joinBackoff,
+		WatchPartitionChanges: true, PartitionWatchInterval: watchInterval, Timeout: groupTimeout,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("consumer group %s: %w", c.cfg.Group, err)
+	}
+	return group, nil
 }
 
 // leave closes the group, which waits for the workers.

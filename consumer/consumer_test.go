@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"regexp"
 	"slices"
 	"strings"
@@ -829,4 +830,31 @@ session timeout: -1ns is negative`
 	if err == nil || err.Error() != want {
 		t.Errorf("%v\nwant %s", err, want)
 	}
+}
+
+// The first address takes connections, and nothing answers there: a proxy whose
+// broker is down, or a broker that hangs.
+func TestConsumerPassesOverABrokerThatDoesNotAnswer(t *testing.T) {
+	f := newFixture(t, kafkatest.StartFake(t), 1)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+		}
+	}()
+	if f.conn, err = kafkaconn.New(kafkaconn.Config{Brokers: []string{l.Addr().String(), f.Address}, ClientID: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.conn.Close)
+	f.start()
+	f.produce(0, "a", "b")
+	f.received("a", "b")
 }

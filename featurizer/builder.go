@@ -85,6 +85,8 @@ type Config struct {
 	// IDHeader and SegmentHeader name the headers that tell what the record
 	// itself does not; "": none.
 	IDHeader, SegmentHeader string
+	// SegmentFromKey makes the key the segment where no header tells one either.
+	SegmentFromKey bool
 }
 
 // A Builder turns messages into Arrow records. Its memory is used again from
@@ -94,7 +96,7 @@ type Builder struct {
 	columns columns
 	rejects []Reject
 	json    jsonRecord
-	rows    []jsonRow
+	rows    jsonArray
 	stream  streamReader
 	taken   bool
 }
@@ -132,8 +134,8 @@ func (b *Builder) fits(n int) bool {
 // the whole message where it is broken or more than 32 of its rows are bad.
 //
 // The id of a record is its own, else that of IDHeader, else the key as text,
-// else empty. The segment and the time are the record's own, else the
-// message's. A key or header that is not UTF-8 is written in hexadecimal, and
+// else empty. The segment is its own, else that of SegmentHeader, else with
+// SegmentFromKey the key. The time is its own, else the message's. A key or header that is not UTF-8 is written in hexadecimal, and
 // what is longer than 256 bytes is cut: it is copied into every row.
 //
 // The codec auto goes by the content type: application/octet-stream is raw,
@@ -276,6 +278,8 @@ func (b *Builder) close(m *Message, id, label, segment optional, micros int64, r
 	if !segment.valid {
 		if s := m.header(b.cfg.SegmentHeader); len(s) > 0 {
 			segment = optional{printable(s), true}
+		} else if b.cfg.SegmentFromKey && len(m.Key) > 0 {
+			segment = optional{printable(m.Key), true}
 		}
 	}
 	b.columns.close(text, label, segment, micros, place{m.Partition, m.Offset, row})

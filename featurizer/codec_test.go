@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -504,4 +505,37 @@ func BenchmarkBuilder(b *testing.B) {
 		}
 		b.ReportMetric(float64(b.N*len(x))/b.Elapsed().Seconds(), "records/s")
 	})
+}
+
+// A message of the largest size, with as many records as fit, is refused before
+// memory is taken for them.
+func TestManyTinyRecordsTakeNoMemory(t *testing.T) {
+	const size = 16 << 20
+	for name, text := range map[string]string{
+		"an array":          "[" + strings.Repeat("1,", size/2-2) + "1]",
+		"an object":         `{"records":[` + strings.Repeat("1,", size/2-20) + `1]}`,
+		"a name escaped":    `{"rec\u006frds":[` + strings.Repeat("1,", size/2-20) + `1]}`,
+		"strings of commas": `[` + strings.Repeat(`",\"",`, size/6-2) + `1]`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := NewBuilder(Config{Dim: 3, Codec: CodecJSON, MaxMessageBytes: size})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			b.Append(Message{Value: []byte(text)})
+			runtime.ReadMemStats(&after)
+			rec, rejects := b.Take()
+			defer rec.Release()
+			if len(rejects) != 1 || rejects[0].Row != -1 || rejects[0].Reason != TooLarge || !strings.Contains(rejects[0].Err.Error(), " records, at most 65536 are read") {
+				t.Errorf("rejects %v", rejects)
+			}
+			if taken := after.TotalAlloc - before.TotalAlloc; taken > 6*size {
+				t.Errorf("%d MB were allocated for a message of 16", taken>>20)
+			} else {
+				t.Logf("%d MB were allocated", taken>>20)
+			}
+		})
+	}
 }

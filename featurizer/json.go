@@ -2,7 +2,9 @@ package featurizer
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 	"unsafe"
@@ -22,6 +24,41 @@ type jsonRecord struct {
 // A jsonRow is a record that is not decoded yet, so that a bad one spoils no
 // other.
 type jsonRow = json.RawMessage
+
+// jsonArray are the records of a message. They are counted before memory is taken
+// for them: a record can have two bytes, and takes some forty as a jsonRow.
+type jsonArray []jsonRow
+
+func (r *jsonArray) UnmarshalJSON(text []byte) error {
+	if n := countElements(text); n > maxMessageRows {
+		return reject(TooLarge, "the message has %d records, at most %d are read", n, maxMessageRows)
+	}
+	return json.Unmarshal(text, (*[]jsonRow)(r))
+}
+
+// countElements returns how many elements an array has that is valid JSON.
+func countElements(text []byte) int {
+	depth, commas := 0, 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			for i++; i < len(text) && text[i] != '"'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+		case '[', '{':
+			depth++
+		case ']', '}':
+			depth--
+		case ',':
+			if depth == 1 {
+				commas++
+			}
+		}
+	}
+	return commas + 1
+}
 
 // A jsonID is a string, or a number as it is written.
 type jsonID struct{ optional }
@@ -58,6 +95,7 @@ func (f *jsonFloats) UnmarshalJSON(text []byte) error {
 		return fmt.Errorf("embedding: %.40s is not an array", text)
 	}
 	rest := bytes.TrimSpace(text[1 : len(text)-1])
+	*f = slices.Grow(*f, bytes.Count(rest, []byte{','})+1)
 	for len(rest) > 0 {
 		number, after, more := bytes.Cut(rest, []byte{','})
 		number = bytes.TrimSpace(number)
@@ -126,6 +164,9 @@ func looksLikeJSON(text []byte) bool {
 
 func validJSON(text []byte) bool { return json.Valid(text) }
 
+// maxKeptValues is the largest embedding whose memory is used for the next.
+const maxKeptValues = 1 << 18
+
 // decode reads one record over the one before.
 func (r *jsonRecord) decode(text []byte) (err error) {
 	defer func() {
@@ -134,6 +175,9 @@ func (r *jsonRecord) decode(text []byte) (err error) {
 		}
 	}()
 	*r = jsonRecord{Embedding: r.Embedding[:0]}
+	if cap(r.Embedding) > maxKeptValues {
+		r.Embedding = nil
+	}
 	if err := json.Unmarshal(text, r); err != nil {
 		return reject(BadJSON, "%w", err)
 	}
@@ -152,14 +196,14 @@ func (b *Builder) decodeJSON(m *Message) (err error) {
 	switch {
 	case len(text) > 0 && text[0] == '[':
 		if err := json.Unmarshal(text, &b.rows); err != nil {
-			return reject(BadJSON, "%w", err)
+			return rejectJSON(err)
 		}
 	case len(text) > 0 && text[0] == '{':
 		var many struct {
-			Records *[]jsonRow `json:"records"`
+			Records *jsonArray `json:"records"`
 		}
 		if err := json.Unmarshal(text, &many); err != nil {
-			return reject(BadJSON, "%w", err)
+			return rejectJSON(err)
 		}
 		if many.Records == nil {
 			b.rows = append(b.rows, text)
@@ -175,9 +219,6 @@ func (b *Builder) decodeJSON(m *Message) (err error) {
 	if len(b.rows) == 0 {
 		return reject(Empty, "no records, expected at least one")
 	}
-	if len(b.rows) > maxMessageRows {
-		return reject(TooLarge, "the message has %d records, at most %d are read", len(b.rows), maxMessageRows)
-	}
 	before := len(b.rejects)
 	for i, row := range b.rows {
 		if err := b.decodeRow(m, row, int32(i)); err != nil {
@@ -187,6 +228,14 @@ func (b *Builder) decodeJSON(m *Message) (err error) {
 		}
 	}
 	return nil
+}
+
+// rejectJSON rejects a message for an error of the decoder, or of what it called.
+func rejectJSON(err error) error {
+	if bad, ok := errors.AsType[*decodeError](err); ok {
+		return bad
+	}
+	return reject(BadJSON, "%w", err)
 }
 
 func (b *Builder) decodeRow(m *Message, text []byte, row int32) error {

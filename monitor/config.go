@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/oodmon/oodmon/alerts"
+	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/trainer"
 	"go.yaml.in/yaml/v3"
@@ -19,12 +20,16 @@ import (
 // documented in deploy/oodmon.yml.
 type Config struct {
 	// Name tells several monitored models apart: the label `model` of every metric.
-	Name       string                `yaml:"name"`
+	Name string `yaml:"name"`
+	// MemoryLimit is a soft limit of the Go runtime, in bytes; 0: GOMEMLIMIT, or none.
+	MemoryLimit int64 `yaml:"memory_limit"`
+
 	Kafka      kafkaconn.Config      `yaml:"kafka"`
 	Input      InputConfig           `yaml:"input"`
 	Output     OutputConfig          `yaml:"output"`
 	DeadLetter DeadLetterConfig      `yaml:"dead_letter"`
 	Model      ModelConfig           `yaml:"model"`
+	Drift      drift.Config          `yaml:"drift"`
 	Web        WebConfig             `yaml:"web"`
 	Shutdown   ShutdownConfig        `yaml:"shutdown"`
 	Retrain    trainer.RetrainConfig `yaml:"retrain"`
@@ -39,10 +44,12 @@ type InputConfig struct {
 	Start string `yaml:"start"`
 	// OutOfRange is what follows a committed offset that the log no longer
 	// holds, or does not hold yet: earliest, latest or fail.
-	OutOfRange      string      `yaml:"out_of_range"`
-	Codec           string      `yaml:"codec"`
-	IDHeader        string      `yaml:"id_header"`
-	SegmentHeader   string      `yaml:"segment_header"`
+	OutOfRange    string `yaml:"out_of_range"`
+	Codec         string `yaml:"codec"`
+	IDHeader      string `yaml:"id_header"`
+	SegmentHeader string `yaml:"segment_header"`
+	// SegmentFromKey makes the message's key the segment of a record that has none.
+	SegmentFromKey  bool        `yaml:"segment_from_key"`
 	MaxMessageBytes int         `yaml:"max_message_bytes"`
 	Batch           BatchConfig `yaml:"batch"`
 	// SessionTimeout is how long the group waits for a member that died before
@@ -87,6 +94,8 @@ type DeadLetterConfig struct {
 type ModelConfig struct {
 	Registry     string        `yaml:"registry"`
 	PollInterval time.Duration `yaml:"poll_interval"`
+	// PerClass calibrates the threshold for each predicted class (Mondrian).
+	PerClass bool `yaml:"per_class"`
 }
 
 // A WebConfig says where the HTTP endpoints listen and who may call them.
@@ -95,6 +104,7 @@ type WebConfig struct {
 	// ConfigFile is an exporter-toolkit web configuration: TLS and basic authentication.
 	ConfigFile      string `yaml:"config_file"`
 	EnableLifecycle bool   `yaml:"enable_lifecycle"`
+	EnablePprof     bool   `yaml:"enable_pprof"`
 }
 
 // A ShutdownConfig bounds the time between SIGTERM and exit.
@@ -121,6 +131,7 @@ func DefaultConfig() *Config {
 		},
 		Output:   OutputConfig{Format: "json", When: "all", Delivery: atLeastOnce},
 		Model:    ModelConfig{PollInterval: 30 * time.Second},
+		Drift:    drift.DefaultConfig(),
 		Web:      WebConfig{ListenAddresses: []string{":9095"}},
 		Shutdown: ShutdownConfig{DrainTimeout: 15 * time.Second},
 		Retrain:  trainer.DefaultRetrainConfig(),
@@ -192,6 +203,7 @@ func (c *Config) Validate() error {
 		all = append(all, fmt.Errorf("%s: %q is not one of %q", key, value, allowed))
 	}
 	require(c.Name != "", "name: must not be empty")
+	require(c.MemoryLimit >= 0, "memory_limit: %d must not be negative", c.MemoryLimit)
 	if err := c.Kafka.Validate(); err != nil {
 		all = append(all, err)
 	}
@@ -217,6 +229,12 @@ func (c *Config) Validate() error {
 	}
 	require(c.Model.Registry != "", "model.registry: must not be empty")
 	require(c.Model.PollInterval > 0, "model.poll_interval: %v must be positive", c.Model.PollInterval)
+	if err := c.Drift.Validate(); err != nil {
+		all = append(all, err)
+	}
+	for _, t := range []struct{ key, topic string }{{"input.topic", in.Topic}, {"output.topic", c.Output.Topic}, {"dead_letter.topic", c.DeadLetter.Topic}} {
+		require(c.Drift.Incidents.Topic == "" || c.Drift.Incidents.Topic != t.topic, "drift.incidents.topic: %q is the topic of %s; choose another", t.topic, t.key)
+	}
 	require(len(c.Web.ListenAddresses) > 0, "web.listen_addresses: at least one is needed")
 	require(c.Shutdown.DrainTimeout > 0, "shutdown.drain_timeout: %v must be positive", c.Shutdown.DrainTimeout)
 	if err := c.Retrain.Validate(); err != nil {

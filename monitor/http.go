@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"time"
 
 	"github.com/oodmon/oodmon/dashboards"
@@ -39,6 +40,13 @@ func (m *Monitor) handler() http.Handler {
 		}
 		fmt.Fprintln(w, "in service:", m.live.Load().model.Version)
 	})
+	if m.cfg.Web.EnablePprof {
+		mux.HandleFunc("/debug/pprof/", pprof.Index) // and the profiles by name
+		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
 	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(m.Status()); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/apache/arrow/go/v15/arrow/array"
 	"github.com/oodmon/oodmon/consumer"
+	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/featurizer"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/scorer"
@@ -27,13 +28,15 @@ type worker struct {
 	scores  scorer.Scores
 	results *scorer.RecordBuilder
 	letters []sink.Letter
+
+	driftBatch drift.Batch
 }
 
 func (m *Monitor) newWorker(int) consumer.Handler {
 	dim := m.live.Load().model.Dim() // every model that is taken in has it
 	builder, err := featurizer.NewBuilder(featurizer.Config{
 		Dim: dim, Codec: m.cfg.Input.Codec, MaxMessageBytes: m.cfg.Input.MaxMessageBytes,
-		IDHeader: m.cfg.Input.IDHeader, SegmentHeader: m.cfg.Input.SegmentHeader,
+		IDHeader: m.cfg.Input.IDHeader, SegmentHeader: m.cfg.Input.SegmentHeader, SegmentFromKey: m.cfg.Input.SegmentFromKey,
 	})
 	if err != nil {
 		panic(err) // the configuration was validated
@@ -99,8 +102,12 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 		}); err != nil {
 			return err
 		}
-		m.metrics.stage(stageCommit, start)
+		start = m.metrics.stage(stageCommit, start)
 	}
+	if err := w.observeDrift(b, now, rec); err != nil {
+		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
+	}
+	m.metrics.stage(stageDrift, start)
 	m.metrics.observe(now, &w.scores)
 	m.tally.add(time.Now(), now, &w.scores, len(rejects))
 	return nil

@@ -573,6 +573,19 @@ func TestReload(t *testing.T) {
 	}
 }
 
+func TestProfilesAreOffByDefault(t *testing.T) {
+	for _, enabled := range []bool{false, true} {
+		f := newFixture(t)
+		f.cfg.Web.EnablePprof = enabled
+		m, _ := f.run(t)
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline"} {
+			if code, _ := get(t, m, path); (code == http.StatusOK) != enabled {
+				t.Errorf("enable_pprof %v: %s answers %d", enabled, path, code)
+			}
+		}
+	}
+}
+
 func TestReloadOverHTTPIsOffByDefault(t *testing.T) {
 	f := newFixture(t)
 	m, _ := f.run(t)
@@ -614,6 +627,34 @@ func TestPoll(t *testing.T) {
 	})
 }
 
+// A line of the history that cannot be read is told, once.
+func TestPollTellsOfTornHistory(t *testing.T) {
+	f := newFixture(t)
+	history, err := os.OpenFile(filepath.Join(f.dir, "history.jsonl"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := history.WriteString(`{"time":"2026-01-01T00:00:00Z","ki`); err != nil {
+		t.Fatal(err)
+	}
+	if err := history.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	m, err := New(t.Context(), f.cfg, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range m.listeners {
+		defer l.Close()
+	}
+	m.observeRetraining(t.Context())
+	m.observeRetraining(t.Context())
+	if got := strings.Count(log.String(), "lines of the registry's history cannot be read"); got != 1 || !strings.Contains(log.String(), "lines=[2]") {
+		t.Errorf("the log tells of it %d times:\n%s", got, log.String())
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	f := newFixture(t)
 	for name, test := range map[string]struct {
@@ -640,6 +681,7 @@ func TestNewRefuses(t *testing.T) {
 // The page of metrics names what is exported, no more and no less.
 func TestMetricsAreDocumented(t *testing.T) {
 	f := newFixture(t)
+	f.cfg.Drift.MaxSegments = 1
 	f.Produce(&kgo.Record{Topic: input, Value: []byte("x")}, &kgo.Record{Topic: input, Value: raw(near(rand.New(rand.NewPCG(1, 1)), 0, testDim))})
 	m, _ := f.run(t)
 	f.waitFor(t, m, 2)

@@ -39,6 +39,7 @@ const (
 	stagePublish    = "publish"
 	stageDeadLetter = "dead_letter"
 	stageCommit     = "commit" // of the transaction, with exactly-once delivery
+	stageDrift      = "drift"
 )
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -72,7 +73,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		retrainOKTime: f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_retrain_last_success_timestamp_seconds", Help: "When retraining last published a model, by the registry's history; 0 if it never did."}),
 		retrainResult: f.NewGaugeVec(prometheus.GaugeOpts{Name: "oodmon_retrain_last_result", Help: "1 for the result of the last retraining."}, []string{"result"}),
 	}
-	for _, stage := range []string{stageDecode, stageScore, stagePublish, stageDeadLetter, stageCommit} {
+	for _, stage := range []string{stageDecode, stageScore, stagePublish, stageDeadLetter, stageCommit, stageDrift} {
 		m.batchDuration.WithLabelValues(stage)
 	}
 	for _, result := range []string{"success", "failure"} {

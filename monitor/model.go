@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/oodmon/oodmon/model"
@@ -68,6 +69,12 @@ func (m *Monitor) Reload(ctx context.Context) error {
 	if next == old {
 		return nil
 	}
+	if m.drift != nil {
+		// Before the first batch by the new model; one by the old model that is
+		// still under way does not bet any more.
+		m.drift.Rebase(baselineOf(next.model))
+	}
+	m.warnOfBudget(next.model)
 	m.live.Store(next)
 	m.metrics.observeModel(next.model)
 	m.metrics.reloads.WithLabelValues("success").Inc()
@@ -94,10 +101,14 @@ func (m *Monitor) poll(ctx context.Context) {
 // observeRetraining exports what the registry's history says of the last
 // retraining.
 func (m *Monitor) observeRetraining(ctx context.Context) {
-	history, _, err := m.models.History(ctx)
+	history, torn, err := m.models.History(ctx)
 	if err != nil {
 		m.log.Warn("retraining history not read", "error", err)
 		return
+	}
+	if !slices.Equal(torn, m.torn) {
+		m.torn = torn // logged once
+		m.log.Warn("lines of the registry's history cannot be read and are left out", "registry", m.cfg.Model.Registry, "lines", torn)
 	}
 	last := model.Event{}
 	for _, event := range history {

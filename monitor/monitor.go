@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/oodmon/oodmon/consumer"
+	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/model"
 	"github.com/oodmon/oodmon/sink"
@@ -28,8 +29,11 @@ type Monitor struct {
 	models    *model.Registry
 	live      atomic.Pointer[live]
 	reloading sync.Mutex
+	torn      []int // lines of the registry's history, as last seen by poll
 	tally     tally
+	drift     *drift.Watch // nil: it is off
 	conn      *kafkaconn.Client
+	alerting  *alerting // nil where Prometheus evaluates the rules
 	consumer  *consumer.Consumer
 	sink      *sink.Producer
 	listeners []net.Listener
@@ -45,10 +49,19 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	if m.models, err = model.OpenRegistry(cfg.Model.Registry); err != nil {
 		return nil, fmt.Errorf("model.registry: %w", err)
 	}
+	if m.alerting, err = newAlerting(cfg, registry, series, log); err != nil {
+		return nil, err
+	}
 	first, err := m.loadLive(ctx, 0)
 	if err != nil {
 		return nil, fmt.Errorf("model.registry: %w", err)
 	}
+	if cfg.Drift.Enabled {
+		if m.drift, err = drift.New(cfg.Drift, cfg.Input.Topic, baselineOf(first.model), time.Now, series, log); err != nil {
+			return nil, err
+		}
+	}
+	m.warnOfBudget(first.model)
 	m.live.Store(first)
 	m.metrics.observeModel(first.model)
 	m.metrics.reloadOK.Set(1)
@@ -89,6 +102,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 	web := serve(m.listeners, m.cfg.Web, m.handler(), m.log)
 	var polling sync.WaitGroup
 	polling.Go(func() { m.poll(ctx) })
+	polling.Go(func() { m.alerting.run(ctx, instanceOf(m.Addresses()[0])) })
+	polling.Go(func() { m.keepDrift(ctx) })
+	polling.Go(func() { m.watch(ctx) })
 	now := m.live.Load().model
 	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,
 		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())
@@ -99,7 +115,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	polling.Wait()
 	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	return errors.Join(err, web.close(closing))
+	return errors.Join(err, m.saveDrift(), web.close(closing))
 }
 
 // Status returns what a person wants to know at a glance.
@@ -110,7 +126,12 @@ func (m *Monitor) Status() Status {
 		Model: now.model.Version, Threshold: float64(now.scorer.Threshold()), TargetFPR: now.model.Alpha,
 	}
 	m.tally.fill(&s, time.Now(), now.model.Classes)
+	if m.drift != nil {
+		d := m.drift.Status()
+		s.Drift = &d
+	}
 	s.Lag = m.consumer.Lag()
+	s.Alerts = m.alerting.alerts()
 	if err := m.consumer.Healthy(m.cfg.Input.StallTimeout); err != nil {
 		s.Unhealthy = err.Error()
 	}

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/oodmon/oodmon/alerts"
+	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/scorer"
 )
 
@@ -35,6 +37,10 @@ type Status struct {
 	ScoreHistogram []int64       `json:"score_histogram"`
 	ScoreBinWidth  float64       `json:"score_bin_width"`
 	Classes        []ClassStatus `json:"classes"`
+	// Alerts are those that fire or may soon, if this process evaluates the rules.
+	Alerts []alerts.Alert `json:"alerts,omitempty"`
+	// Drift is nil where it is off.
+	Drift *drift.Status `json:"drift,omitempty"`
 	// Unhealthy is why /-/healthy fails, or empty.
 	Unhealthy string `json:"unhealthy,omitempty"`
 }

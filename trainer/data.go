@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"sort"
 
 	"github.com/apache/arrow/go/v15/arrow"
@@ -62,9 +61,13 @@ func (d *dataset) close() error {
 }
 
 // readLabelled spools a source in parts of the given shares, which sum to 1.
-// The split is at random by the seed, but for the first record of each class: it
-// is one to fit, so that a class with a single record is known to the head. raw
-// keeps the norms of the embeddings for the fit.
+// raw keeps the norms of the embeddings for the fit.
+//
+// The split is at random by the seed and the embedding itself: the same record is
+// in the same part whatever data it comes with, so that a later run with the
+// same seed and shares holds out what an earlier one did not fit, and copies of a
+// record are never on both sides. But the first record of each class is one to
+// fit, so that a class with a single record is known to the head.
 func readLabelled(ctx context.Context, src Source, dir string, shares [numParts]float64, seed uint64, raw bool) (d *dataset, err error) {
 	d = &dataset{}
 	defer func() {
@@ -72,7 +75,6 @@ func readLabelled(ctx context.Context, src Source, dir string, shares [numParts]
 			err = errors.Join(err, d.close())
 		}
 	}()
-	random := rand.New(rand.NewPCG(seed, 1))
 	index := make(map[string]int32)
 	var first []string // classes in the order of their first row
 	var unit []float32
@@ -106,7 +108,7 @@ func readLabelled(ctx context.Context, src Source, dir string, shares [numParts]
 				d.counts.NoDirection++
 				continue
 			}
-			part := draw(random, shares[:])
+			part := draw(hash(seed, unit), shares[:])
 			class, ok := index[labels.Value(i)]
 			if !ok {
 				class = int32(len(first))
@@ -166,9 +168,8 @@ func (c *Counts) check() error {
 	return nil
 }
 
-// draw returns a part with the probability of its share.
-func draw(random *rand.Rand, shares []float64) int {
-	u := random.Float64()
+// draw returns a part with the probability of its share, by u between 0 and 1.
+func draw(u float64, shares []float64) int {
 	for i, share := range shares {
 		if u < share {
 			return i
@@ -176,6 +177,24 @@ func draw(random *rand.Rand, shares []float64) int {
 		u -= share
 	}
 	return partFit // what rounding leaves
+}
+
+// hash spreads vectors evenly over the numbers from 0 to 1, by the finaliser of
+// MurmurHash3.
+func hash(seed uint64, x []float32) float64 {
+	h := seed
+	for _, v := range x {
+		h = mix(h ^ uint64(math.Float32bits(v)))
+	}
+	return float64(h>>11) / (1 << 53)
+}
+
+func mix(h uint64) uint64 {
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
 }
 
 // sortClasses numbers the classes by their names, in the sums and in the

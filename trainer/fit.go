@@ -44,7 +44,7 @@ func fit(ctx context.Context, data *dataset, opts Options, report *Report) (*hea
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			loss += h.step(x, y, weights, float32(r.EntropicScale)) * float64(len(y))
+			loss += h.step(x, y, weights, r.EntropicScale) * float64(len(y))
 			optimise.step(r.LearningRate * r.Schedule.rateAt(float64(step)/float64(steps)))
 			if step++; opts.Progress != nil {
 				opts.Progress(float64(step) / float64(steps))
@@ -59,7 +59,7 @@ func fit(ctx context.Context, data *dataset, opts Options, report *Report) (*hea
 		}
 		report.Loss = loss
 		if stop != nil {
-			if err := stop.after(ctx, h, data.parts[partValidation], weights, float32(r.EntropicScale)); err != nil {
+			if err := stop.after(ctx, h, data.parts[partValidation], weights, r.EntropicScale); err != nil {
 				return nil, err
 			}
 		}
@@ -118,7 +118,7 @@ type earlyStop struct {
 	kept  [][]float32
 }
 
-func (e *earlyStop) after(ctx context.Context, h *head, validation *spool, weights []float32, entropicScale float32) error {
+func (e *earlyStop) after(ctx context.Context, h *head, validation *spool, weights []float32, entropicScale float64) error {
 	loss := 0.
 	err := validation.chunks(validation.raw, func(x []float32, y []int32) error {
 		if ctx.Err() != nil {

@@ -5,19 +5,23 @@ import (
 	"math"
 	"slices"
 	"strings"
-
-	"github.com/oodmon/oodmon/model"
 )
 
 // A GateConfig holds the rules that a candidate must pass to be published. All
-// figures are on held-out data that neither model was fitted or calibrated on.
+// figures are on held-out data that the candidate was neither fitted nor
+// calibrated on.
+//
+// A rule is judged on the interval of its figure, not on the figure: "at least"
+// holds where the lower end of the interval does, so that it is shown, not just
+// not refuted. Since all rules must hold, a candidate that breaks one of them is
+// published with a probability of at most 5 %.
 type GateConfig struct {
 	// MinAccuracy is the least accuracy of the candidate.
 	MinAccuracy float64 `yaml:"min_accuracy"`
 	// MinAccuracyDelta is the least of candidate minus model in service.
 	MinAccuracyDelta float64 `yaml:"min_accuracy_delta"`
-	// MinAUROCDelta is the same for AUROC against retrain.data.outliers, where
-	// there are any.
+	// MinAUROCDelta is the same for AUROC: against retrain.data.outliers where
+	// there are any, else against left-out classes.
 	MinAUROCDelta float64 `yaml:"min_auroc_delta"`
 	// MinRecallDelta is the least change of any class's recall, for classes
 	// of both models with at least MinRecallRecords held-out records.
@@ -32,11 +36,16 @@ func DefaultGate() GateConfig {
 	return GateConfig{MinAccuracy: .5, MinAccuracyDelta: -.01, MinAUROCDelta: -.01, MinRecallDelta: -.2, MinRecallRecords: 50}
 }
 
-// A Verdict is a rule, its figure, and whether it was kept.
+// A Verdict is a rule, its figure with the interval, and whether it was kept.
 type Verdict struct {
 	Rule   string  `json:"rule"`
 	Limit  float64 `json:"limit"`
 	Figure float64 `json:"figure"`
+	// Low and High are the ends of the interval: the 5th and the 95th
+	// percentile of the figure over resampled held-out records. Each bounds the
+	// true figure with a confidence of 95 %.
+	Low    float64 `json:"low"`
+	High   float64 `json:"high"`
 	Passed bool    `json:"passed"`
 	Detail string  `json:"detail,omitempty"`
 }
@@ -46,7 +55,7 @@ func (v Verdict) String() string {
 	if !v.Passed {
 		word = "FAILED"
 	}
-	text := fmt.Sprintf("%s: %.4f, limit %.4f: %s", v.Rule, v.Figure, v.Limit, word)
+	text := fmt.Sprintf("%s: %.4f in [%.4f, %.4f], limit %.4f: %s", v.Rule, v.Figure, v.Low, v.High, v.Limit, word)
 	if v.Detail != "" {
 		text += " (" + v.Detail + ")"
 	}
@@ -55,71 +64,85 @@ func (v Verdict) String() string {
 
 // Standing is what the gate knows of a model.
 type Standing struct {
-	Version  string   `json:"version"`
-	Accuracy float64  `json:"accuracy"`
-	AUROC    *float64 `json:"auroc"` // nil without outliers
+	Version  string  `json:"version"`
+	Accuracy float64 `json:"accuracy"`
+	// AUROC is against the outliers, or, where there are none, the mean against
+	// classes that are left out in turn; nil where there is neither.
+	AUROC *float64 `json:"auroc"`
+	// ECE is the expected calibration error of the probabilities; nil where the
+	// detector has none.
+	ECE *float64 `json:"ece"`
 	// FalsePositiveRate is the share of held-out records that are flagged, and
 	// Recall the accuracy by class.
 	FalsePositiveRate float64            `json:"false_positive_rate"`
 	Recall            map[string]float64 `json:"recall"`
-
-	held    int
-	classes []string
-	records map[string]int
 }
 
-func stand(m *model.Model, threshold float32, held scoredRows, outliers *scoredRows) *Standing {
-	s := &Standing{Version: m.Version, Recall: make(map[string]float64), held: len(held.scores), classes: m.Classes, records: make(map[string]int)}
-	s.Accuracy, _ = held.accuracy(m.Classes)
-	s.FalsePositiveRate = flagged(held.scores, threshold)
-	for i, label := range held.labels {
-		s.records[label]++
-		if m.Classes[held.classes[i]] == label {
-			s.Recall[label]++
+// judge applies the rules to what both models answered to the same held-out
+// records. champion is nil where no model is in service. The resampling is by
+// the seed.
+func (g *GateConfig) judge(held *heldOut, candidate, champion *answers, alpha float64, seed uint64) []Verdict {
+	figures := []figure{shareOf(candidate.right), shareOf(candidate.flagged)}
+	var common []string // classes whose recall is judged
+	if champion != nil {
+		figures = append(figures, difference(candidate.right, champion.right))
+		if candidate.rankings != nil && champion.rankings != nil {
+			figures = append(figures, aurocDifference(candidate.rankings, champion.rankings))
 		}
-	}
-	for label, n := range s.records {
-		s.Recall[label] /= float64(n)
-	}
-	if outliers != nil {
-		auroc := Detect(held.scores, outliers.scores).AUROC
-		s.AUROC = &auroc
-	}
-	return s
-}
-
-// judge applies the rules. champion is nil where no model is in service.
-func (g *GateConfig) judge(candidate, champion *Standing, alpha float64) []Verdict {
-	var all []Verdict
-	atLeast := func(rule string, limit, figure float64, detail string) {
-		all = append(all, Verdict{rule, limit, figure, figure >= limit, detail})
-	}
-	atLeast("min_accuracy", g.MinAccuracy, candidate.Accuracy, "")
-	// The calibrated rate, within what so many held-out records can tell: the
-	// rate itself is at most alpha with the confidence of the calibration.
-	limit := alpha + 3*math.Sqrt(alpha*(1-alpha)/float64(candidate.held))
-	all = append(all, Verdict{"calibration", limit, candidate.FalsePositiveRate, candidate.FalsePositiveRate <= limit,
-		"share of held-out records flagged, at most alpha and three standard errors"})
-	if champion == nil {
-		return all
-	}
-	atLeast("min_accuracy_delta", g.MinAccuracyDelta, candidate.Accuracy-champion.Accuracy, "")
-	if candidate.AUROC != nil && champion.AUROC != nil {
-		atLeast("min_auroc_delta", g.MinAUROCDelta, *candidate.AUROC-*champion.AUROC, "")
-	}
-	worst, class := math.Inf(1), ""
-	for _, name := range candidate.classes {
-		if slices.Contains(champion.classes, name) && candidate.records[name] >= g.MinRecallRecords {
-			if delta := candidate.Recall[name] - champion.Recall[name]; delta < worst {
-				worst, class = delta, name
+		for class, name := range held.classes {
+			if held.records[class] >= g.MinRecallRecords && slices.Contains(candidate.classes, name) && slices.Contains(champion.classes, name) {
+				common = append(common, name)
+				figures = append(figures, recallDifference(held, class, candidate.right, champion.right))
 			}
 		}
 	}
-	if class != "" {
-		atLeast("min_recall_delta", g.MinRecallDelta, worst, "class "+class)
+	estimates := bootstrap(figures, len(held.class), held.outliers, seed)
+	next := func() estimate {
+		e := estimates[0]
+		estimates = estimates[1:]
+		return e
+	}
+
+	var all []Verdict
+	atLeast := func(rule string, limit float64, e estimate, detail string) {
+		v := Verdict{rule, limit, e.figure, e.low, e.high, e.low >= limit, detail}
+		if !v.Passed && e.figure >= limit {
+			v.Detail = strings.TrimPrefix(detail+"; the figure is within the limit, its interval is not: more held-out records would tell", "; ")
+		}
+		all = append(all, v)
+	}
+	atLeast("min_accuracy", g.MinAccuracy, next(), "")
+	// That the rate is at most alpha holds with the confidence of the
+	// calibration; here the held-out records may refute it.
+	e := next()
+	all = append(all, Verdict{"calibration", alpha, e.figure, e.low, e.high, e.low <= alpha, "share of held-out records flagged; fails where its interval is above the false-positive rate"})
+	if champion == nil {
+		return all
+	}
+	atLeast("min_accuracy_delta", g.MinAccuracyDelta, next(), "")
+	if candidate.rankings != nil && champion.rankings != nil {
+		atLeast("min_auroc_delta", g.MinAUROCDelta, next(), "against "+held.against)
+	}
+	if len(common) > 0 {
+		worst, at, failed := estimate{low: math.Inf(1)}, "", []string(nil)
+		for _, name := range common {
+			e := next()
+			if e.low < g.MinRecallDelta {
+				failed = append(failed, name)
+			}
+			if e.low < worst.low {
+				worst, at = e, name
+			}
+		}
+		detail := "class " + at
+		if len(failed) > 1 {
+			detail += fmt.Sprintf("; %d classes fail: %s", len(failed), strings.Join(failed, ", "))
+		}
+		atLeast("min_recall_delta", g.MinRecallDelta, worst, detail)
 	}
 	if vanished := missing(champion.classes, candidate.classes); len(vanished) > 0 {
-		all = append(all, Verdict{"allow_vanished_classes", 0, float64(len(vanished)), g.AllowVanishedClasses, strings.Join(vanished, ", ")})
+		n := float64(len(vanished))
+		all = append(all, Verdict{"allow_vanished_classes", 0, n, n, n, g.AllowVanishedClasses, strings.Join(vanished, ", ")})
 	}
 	return all
 }

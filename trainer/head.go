@@ -80,11 +80,12 @@ func (h *head) params() []param {
 // project sets z, [n, D], to the projection of x, and t, [n, rank], to x·U.
 func (h *head) project(x, z, t []float32, n int) {
 	copy(z, x)
+	p, rows := &h.pass, kernel.RowMajor(x, n, h.d)
 	if len(h.full.value) > 0 {
-		kernel.Gemm(false, false, n, h.d, h.d, 1, x, h.d, h.full.value, h.d, 1, z, h.d)
+		p.multiply(z, n, h.d, rows, kernel.RowMajor(h.full.value, h.d, h.d), true)
 	} else if h.rank > 0 {
-		kernel.Gemm(false, false, n, h.rank, h.d, 1, x, h.d, h.u.value, h.rank, 0, t, h.rank)
-		kernel.Gemm(false, false, n, h.d, h.rank, 1, t, h.rank, h.v.value, h.d, 1, z, h.d)
+		p.multiply(t, n, h.rank, rows, kernel.RowMajor(h.u.value, h.d, h.rank), false)
+		p.multiply(z, n, h.d, kernel.RowMajor(t, n, h.rank), kernel.RowMajor(h.v.value, h.rank, h.d), true)
 	}
 }
 

@@ -103,28 +103,32 @@ func TestLossesAgreeWithTheAuthors(t *testing.T) {
 			t.Run(filepath.Base(path), func(t *testing.T) {
 				floats, ints, shapes := readReference(t, path)
 				h := headFrom(loss, "", floats, shapes)
-				x, b := floats["features"], len(ints["targets"])
-				entropicScale := float32(10)
+				x, d, b := floats["features"], h.d, len(ints["targets"])
+				norms := make([]float32, b)
+				if h.directional() {
+					x = make([]float32, len(x))
+					normaliseRows(x, floats["features"], norms, d)
+				}
+				entropicScale := 10.
 				if loss == model.Softmax {
 					entropicScale = 1
 				}
-				logits := append([]float32(nil), h.forward(x, b)...)
-				got := h.lossOf(x, ints["targets"], nil, entropicScale)
-				h.backward(b)
-				closeTo(t, "logits", logits, floats["logits"], 1e-5)
-				closeTo(t, "loss", []float32{float32(got)}, floats["loss"], 1e-5)
-				name := "grad.prototypes"
+				closeTo(t, "logits", h.logits(x, b), floats["logits"], 1e-5)
+				closeTo(t, "loss", []float32{float32(h.step(x, ints["targets"], nil, entropicScale))}, floats["loss"], 1e-5)
+				name := "prototypes"
 				if loss == model.Softmax {
-					name = "grad.weights"
+					name = "weights"
 					closeTo(t, "gradient of the bias", h.bias.grad, floats["grad.bias"], 1e-5)
 				}
-				closeTo(t, "gradient of the "+name[5:], h.prototypes.grad, floats[name], 1e-5)
+				closeTo(t, "gradient of the "+name, h.prototypes.grad, floats["grad."+name], 1e-5)
 				if h.scaled() {
 					closeTo(t, "gradient of the scale", h.scale.grad, floats["grad.distance_scale"], 1e-5)
 				}
-				h.lossOf(x, ints["targets"], nil, entropicScale)
-				h.backwardProducts(b)
+				// What a projection gets its gradient from.
 				h.backwardEmbeddings(b)
+				if h.directional() {
+					throughNorms(h.pass.gradZ, x, norms, d)
+				}
 				within := 1e-5
 				if loss == model.IsoMax {
 					within = 2e-5 // in the largest file PyTorch itself is 1.5e-5 from its answer in float64
@@ -144,7 +148,10 @@ func TestTrainingAgreesWithTheAuthors(t *testing.T) {
 			floats, ints, shapes := readReference(t, filepath.Join("testdata", "training_"+kind+".safetensors"))
 			h := headFrom(loss, "initial.", floats, shapes)
 			x, y := floats["features"], ints["targets"]
-			entropicScale := float32(10)
+			if h.directional() {
+				normaliseRows(x, x, make([]float32, len(y)), h.d)
+			}
+			entropicScale := 10.
 			if loss == model.Softmax {
 				entropicScale = 1
 			}
@@ -187,6 +194,7 @@ func TestProjectionGradients(t *testing.T) {
 					}
 				}
 				h := newHead(loss, projection, 3, c, d, random)
+				// Their x is not of unit norm, and need not be: the projection comes first.
 				x, y := make([]float32, b*d), make([]int32, b)
 				normal(x, 1)
 				for i := range y {

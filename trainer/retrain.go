@@ -12,7 +12,6 @@ import (
 	"github.com/oodmon/oodmon/featurizer"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/model"
-	"github.com/oodmon/oodmon/scorer"
 )
 
 // A RetrainConfig is the section `retrain` of oodmon.yml.
@@ -77,17 +76,24 @@ type Broker struct {
 
 // A RetrainReport is what a run of retraining found.
 type RetrainReport struct {
-	Result     model.EventKind `json:"result"` // published or refused
-	Time       time.Time       `json:"time"`
-	Seconds    float64         `json:"seconds"`
-	Training   *Report         `json:"training"`
-	Candidate  *Standing       `json:"candidate"`
-	Champion   *Standing       `json:"champion"` // nil: none was in service
-	HeldOut    int             `json:"held_out"`
-	Rejected   int             `json:"rejected_messages"` // of the topic, that are no embedding
-	NewClasses []string        `json:"new_classes"`
-	Vanished   []string        `json:"vanished_classes"`
-	Gate       []Verdict       `json:"gate"`
+	Result    model.EventKind `json:"result"` // published or refused
+	Time      time.Time       `json:"time"`
+	Seconds   float64         `json:"seconds"`
+	Training  *Report         `json:"training"`
+	Candidate *Standing       `json:"candidate"`
+	Champion  *Standing       `json:"champion"` // nil: none was in service
+	HeldOut   int             `json:"held_out"`
+	Rejected  int             `json:"rejected_messages"` // of the topic, that are no embedding
+	// AUROCAgainst says what the AUROC of both is against: "outliers", "classes
+	// left out", or "": there was nothing.
+	AUROCAgainst string `json:"auroc_against"`
+	// NewClasses are not known to the model in service, Vanished ones not in the
+	// data; of NotHeldOut no record was held out, so that nothing is known of
+	// their recall.
+	NewClasses []string  `json:"new_classes"`
+	Vanished   []string  `json:"vanished_classes"`
+	NotHeldOut []string  `json:"not_held_out_classes"`
+	Gate       []Verdict `json:"gate"`
 }
 
 // Line says the outcome in one line.
@@ -106,6 +112,54 @@ func (r *RetrainReport) Line() string {
 		text += fmt.Sprintf("; it replaces %s with accuracy %.4f", r.Champion.Version, r.Champion.Accuracy)
 	}
 	return text
+}
+
+// Text says all of it, for people.
+func (r *RetrainReport) Text() string {
+	var text strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&text, format+"\n", args...) }
+	t := r.Training
+	line("data        %d records of %d classes: %d to fit, %d to calibrate, %d held out; %d without label and %d without direction left out, %d messages rejected",
+		t.Records, t.Classes, t.Fitted, t.Calibration, r.HeldOut, t.Unlabelled, t.NoDirection, r.Rejected)
+	switch {
+	case t.Started != "":
+		line("fit         %d epochs, going on from model %s; loss %.4f", t.Epochs, t.Started, t.Loss)
+	case t.Restarted != "":
+		line("fit         %d epochs, afresh, since from the model in service it cannot go on: %s; loss %.4f", t.Epochs, t.Restarted, t.Loss)
+	default:
+		line("fit         %d epochs; loss %.4f", t.Epochs, t.Loss)
+	}
+	line("            %s", t.Temperature)
+	standing := func(what string, s *Standing) {
+		line("%-11s model %s: accuracy %.4f, false-positive rate %.4f%s%s", what, s.Version, s.Accuracy, s.FalsePositiveRate,
+			optional(", AUROC %.4f against "+r.AUROCAgainst, s.AUROC), optional(", expected calibration error %.4f", s.ECE))
+	}
+	standing("candidate", r.Candidate)
+	if r.Champion != nil {
+		standing("in service", r.Champion)
+	} else {
+		line("in service  no model: there is nothing to compare with")
+	}
+	for _, names := range []struct {
+		what string
+		all  []string
+	}{{"new class", r.NewClasses}, {"vanished", r.Vanished}, {"no record held out", r.NotHeldOut}} {
+		if len(names.all) > 0 {
+			line("%-11s %s", names.what, strings.Join(names.all, ", "))
+		}
+	}
+	for _, v := range r.Gate {
+		line("rule        %s", v)
+	}
+	return text.String()
+}
+
+// optional formats what may be missing.
+func optional(format string, v *float64) string {
+	if v == nil {
+		return ""
+	}
+	return fmt.Sprintf(format, *v)
 }
 
 // Retrain fits a candidate, compares it with the model in service on the same
@@ -139,7 +193,7 @@ func Retrain(ctx context.Context, cfg RetrainConfig, broker Broker, registry str
 // propose makes the candidate and judges it.
 func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *model.Registry, progress func(share float64)) (*RetrainReport, *model.Model, error) {
 	start := time.Now()
-	report := &RetrainReport{Time: start.UTC().Truncate(time.Second), NewClasses: []string{}, Vanished: []string{}}
+	report := &RetrainReport{Time: start.UTC().Truncate(time.Second), NewClasses: []string{}, Vanished: []string{}, NotHeldOut: []string{}}
 	var champion *model.Model
 	version, err := models.Current(ctx)
 	if err == nil {
@@ -162,6 +216,12 @@ func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *mode
 	}
 	defer data.close() // a temporary file that stays behind loses nothing
 	opts := Options{Recipe: cfg.Recipe, Alpha: cfg.FalsePositiveRate, Delta: 1 - cfg.Confidence, Created: start, Parent: version, TempDir: cfg.TempDir, Progress: progress}
+	if champion != nil && champion.Dim() != data.dim {
+		return nil, nil, fmt.Errorf("the data has dimension %d, the model in service %s has %d: publish the first model of another dimension by 'oodmon train' and 'oodmon model promote'", data.dim, champion.Version, champion.Dim())
+	}
+	if cfg.Recipe.WarmStart {
+		opts.Start = champion
+	}
 	m, training, err := train(ctx, data, opts)
 	if err != nil {
 		return nil, nil, err
@@ -170,20 +230,30 @@ func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *mode
 	if report.HeldOut = data.parts[partHeldOut].rows; report.HeldOut == 0 {
 		return nil, nil, errors.New("no record was held out: more data is needed, or a larger retrain.held_out_share")
 	}
-	if report.Candidate, err = cfg.standing(ctx, m, data); err != nil {
+	held, err := newHeldOut(ctx, data, cfg.Data.Outliers, m, champion, cfg.Recipe.Seed)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read held-out records: %w", err)
+	}
+	candidate, err := held.ask(ctx, m)
+	if err != nil {
 		return nil, nil, fmt.Errorf("evaluate candidate: %w", err)
 	}
+	report.Candidate, report.AUROCAgainst = &candidate.Standing, held.against
+	var inService *answers
 	if champion != nil {
-		if champion.Dim() != m.Dim() {
-			return nil, nil, fmt.Errorf("the data has dimension %d, the model in service %s has %d: publish the first model of another dimension by 'oodmon train' and 'oodmon model promote'", m.Dim(), champion.Version, champion.Dim())
-		}
-		if report.Champion, err = cfg.standing(ctx, champion, data); err != nil {
+		if inService, err = held.ask(ctx, champion); err != nil {
 			return nil, nil, fmt.Errorf("evaluate model in service %s: %w", champion.Version, err)
 		}
+		report.Champion = &inService.Standing
 		report.NewClasses = append(report.NewClasses, missing(m.Classes, champion.Classes)...)
 		report.Vanished = append(report.Vanished, missing(champion.Classes, m.Classes)...)
 	}
-	report.Gate = cfg.Gate.judge(report.Candidate, report.Champion, m.Alpha)
+	for class, name := range held.classes {
+		if held.records[class] == 0 {
+			report.NotHeldOut = append(report.NotHeldOut, name)
+		}
+	}
+	report.Gate = cfg.Gate.judge(held, candidate, inService, m.Alpha, cfg.Recipe.Seed)
 	report.Result = model.EventPublished
 	for _, v := range report.Gate {
 		if !v.Passed {
@@ -192,27 +262,6 @@ func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *mode
 	}
 	report.Seconds = time.Since(start).Seconds()
 	return report, m, nil
-}
-
-// standing scores the held-out part, and the outliers if there are any.
-func (c *RetrainConfig) standing(ctx context.Context, m *model.Model, data *dataset) (*Standing, error) {
-	s, err := scorer.New(m)
-	if err != nil {
-		return nil, err
-	}
-	held, err := score(ctx, m, data.vectors(partHeldOut))
-	if err != nil {
-		return nil, err
-	}
-	var outliers *scoredRows
-	if len(c.Data.Outliers) > 0 {
-		rows, err := score(ctx, m, Files(c.Data.Outliers...).vectors())
-		if err != nil {
-			return nil, fmt.Errorf("outliers: %w", err)
-		}
-		outliers = &rows
-	}
-	return stand(m, s.Threshold(), held, outliers), nil
 }
 
 // source returns where the labelled embeddings come from. dim is that of the

@@ -105,7 +105,7 @@ func (h *head) likelihood(ctx context.Context, classes []string, src vectors, in
 	}
 	block, truth := make([]float32, spoolChunk*h.d), make([]int, 0, spoolChunk)
 	flush := func() {
-		logits := h.forward(block[:len(truth)*h.d], len(truth))
+		logits := h.logits(block[:len(truth)*h.d], len(truth))
 		for i, class := range truth {
 			l.add(logits[i*h.c:(i+1)*h.c], class, inverse)
 		}

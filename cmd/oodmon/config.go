@@ -1,10 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/oodmon/oodmon/monitor"
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 )
 
 func newConfigCommand() *cobra.Command {
@@ -12,21 +14,33 @@ func newConfigCommand() *cobra.Command {
 		Use:   "config",
 		Short: "Work with the configuration file",
 	}
-	cmd.AddCommand(&cobra.Command{
+	show := false
+	check := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Say what is wrong with a configuration file",
 		Long: `check reads the file as 'oodmon run' would, with unknown keys refused, and prints
 everything that is wrong with it. It connects to nothing. Exit code 2: the file
-is wrong.`,
-		Example: `  oodmon config check oodmon.yml`,
-		Args:    cobra.ExactArgs(1),
+is wrong. With --print it writes the whole configuration, defaults included. That
+holds no secret: passwords are named by file or environment variable, and neither
+is read.`,
+		Example: `  oodmon config check oodmon.yml
+  oodmon config check --print oodmon.yml`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if _, err := monitor.LoadConfig(args[0]); err != nil {
+			cfg, err := monitor.LoadConfig(args[0])
+			if err != nil {
 				return withExit(exitUsage, err)
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: OK\n", args[0])
+			if show {
+				enc := yaml.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent(2)
+				return errors.Join(enc.Encode(cfg), enc.Close())
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: OK\n", args[0])
 			return err
 		},
-	})
+	}
+	check.Flags().BoolVar(&show, "print", false, "print the configuration with its defaults")
+	cmd.AddCommand(check)
 	return cmd
 }

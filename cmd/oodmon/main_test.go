@@ -158,6 +158,33 @@ func TestAlertsGenerate(t *testing.T) {
 	}
 }
 
+// What is printed is a configuration that means the same, and holds no secret.
+func TestConfigPrint(t *testing.T) {
+	const secret = "correct horse battery staple"
+	t.Setenv("KAFKA_PASSWORD", secret)
+	path := filepath.Join(t.TempDir(), "oodmon.yml")
+	text := `
+kafka: {brokers: ["localhost:9092"], tls: {enabled: true}, sasl: {mechanism: plain, username: u, password_env: KAFKA_PASSWORD}}
+input: {topic: in}
+output: {topic: out, delivery: exactly-once}
+dead_letter: {topic: dead}
+model: {registry: /r}
+`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	printed := oodmon(t, 0, "config", "check", "--print", path).stdout
+	if strings.Contains(printed, secret) || !strings.Contains(printed, "password_env: KAFKA_PASSWORD") || !strings.Contains(printed, "session_timeout: 30s") {
+		t.Errorf("printed:\n%s", printed)
+	}
+	if err := os.WriteFile(path, []byte(printed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if again := oodmon(t, 0, "config", "check", "--print", path).stdout; again != printed {
+		t.Errorf("printed:\n%s\nand of that:\n%s", printed, again)
+	}
+}
+
 func evalJSON(t *testing.T, args ...string) map[string]float64 {
 	t.Helper()
 	var e map[string]float64

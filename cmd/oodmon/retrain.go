@@ -88,9 +88,12 @@ func retrainOnce(cmd *cobra.Command, cfg *monitor.Config, asJSON bool) error {
 		return fmt.Errorf("retrain: %w", err)
 	}
 	if asJSON {
-		if err := writeJSON(cmd.OutOrStdout(), report); err != nil {
-			return err
-		}
+		err = writeJSON(cmd.OutOrStdout(), report)
+	} else {
+		_, err = fmt.Fprint(cmd.OutOrStdout(), report.Text())
+	}
+	if err != nil {
+		return err
 	}
 	if report.Result == model.EventRefused {
 		return withExit(exitRefused, errors.New(report.Line()))

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync"
 	"syscall"
 
@@ -30,6 +31,9 @@ leaves, within shutdown.drain_timeout. SIGHUP: the registry is read now.`,
 			cfg, err := monitor.LoadConfig(config)
 			if err != nil {
 				return withExit(exitUsage, err)
+			}
+			if cfg.MemoryLimit > 0 {
+				debug.SetMemoryLimit(cfg.MemoryLimit)
 			}
 			m, err := monitor.New(cmd.Context(), cfg, slog.Default())
 			if err != nil {

@@ -14,16 +14,14 @@ const Environment = "OODMON_KERNEL"
 // An Implementation is one set of the kernels, made for one kind of CPU. All of
 // them keep the same promises. It is immutable.
 type Implementation struct {
-	name  string
-	meter *meter
-	loops *loops
+	name    string
+	nearest *nearestKernel
+	meter   *meter
+	loops   *loops
 }
 
 // String returns the name, as OODMON_KERNEL has it.
 func (i *Implementation) String() string { return i.name }
-
-// portable is the pure-Go twin of the others.
-var portable = Implementation{name: "go", loops: &goLoops}
 
 // Available returns the implementations that this CPU can run, the fastest
 // first. The last is the pure-Go one, which runs on all.

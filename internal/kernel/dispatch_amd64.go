@@ -3,8 +3,33 @@ package kernel
 import "golang.org/x/sys/cpu"
 
 var (
-	avx512 = Implementation{name: "avx512", meter: &meter{16, fmaAVX512, readAVX512}, loops: &goLoops}
-	avx2   = Implementation{name: "avx2", meter: &meter{8, fmaAVX2, readAVX2}, loops: &goLoops}
+	avx512 = Implementation{
+		name: "avx512",
+		nearest: &nearestKernel{
+			lanes: 16,
+			panels: []panelKernel{
+				{32, []tileKernel{{12, panel12x32AVX512}, {4, panel4x32AVX512}, {1, panel1x32AVX512}}},
+				{16, []tileKernel{{12, panel12x16AVX512}, {4, panel4x16AVX512}, {1, panel1x16AVX512}}},
+			},
+			norms:     normsAVX512,
+			finish:    finishAVX512,
+			distances: distancesAVX512,
+		},
+		meter: &meter{16, fmaAVX512, readAVX512},
+		loops: &avx512Loops,
+	}
+	avx2 = Implementation{
+		name: "avx2",
+		nearest: &nearestKernel{
+			lanes:     8,
+			panels:    []panelKernel{{16, []tileKernel{{6, panel6x16AVX2}, {2, panel2x16AVX2}, {1, panel1x16AVX2}}}},
+			norms:     normsAVX2,
+			finish:    finishAVX2,
+			distances: distancesAVX2,
+		},
+		meter: &meter{8, fmaAVX2, readAVX2},
+		loops: &avx2Loops,
+	}
 )
 
 // native returns what this CPU can run, the fastest first. cpu reports a

@@ -32,7 +32,14 @@ func nearest64(x, p []float32, c, d int) (dist float64, class int32) {
 // check compares Nearest with the definition, with guard values round every slice.
 func check(t *testing.T, x, p []float32, n, c, d int) {
 	t.Helper()
-	protos, err := Pack(p, c, d)
+	for _, impl := range Available() {
+		checkOne(t, impl, x, p, n, c, d)
+	}
+}
+
+func checkOne(t *testing.T, impl *Implementation, x, p []float32, n, c, d int) {
+	t.Helper()
+	protos, err := impl.Pack(p, c, d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,25 +51,25 @@ func check(t *testing.T, x, p []float32, n, c, d int) {
 	var w Workspace
 	protos.Nearest(&w, xs[1:n*d+1], dist[1:n+1], class[1:n+1])
 	if dist[0] != guard || dist[n+1] != guard || class[0] != guard || class[n+1] != guard {
-		t.Fatal("wrote outside its slices")
+		t.Fatalf("%v: wrote outside its slices", impl)
 	}
 	for i := range n {
 		want, wantClass := nearest64(x[i*d:(i+1)*d], p, c, d)
 		got, gotClass := dist[i+1], class[i+1]
 		if wantClass < 0 {
 			if gotClass != -1 || !math.IsNaN(float64(got)) {
-				t.Fatalf("row %d has no direction, but got distance %g to class %d", i, got, gotClass)
+				t.Fatalf("%v: row %d has no direction, but got distance %g to class %d", impl, i, got, gotClass)
 			}
 			continue
 		}
 		diff := math.Abs(float64(got) - want)
 		if diff > 1e-7 && diff > 2e-6*want {
-			t.Fatalf("row %d: distance %g, want %g", i, got, want)
+			t.Fatalf("%v: row %d: distance %g, want %g", impl, i, got, want)
 		}
 		if gotClass != wantClass {
 			at, _ := nearest64(x[i*d:(i+1)*d], p[int(gotClass)*d:][:d], 1, d)
 			if at-want > 1e-15 {
-				t.Fatalf("row %d: class %d at %g, want %d at %g", i, gotClass, at, wantClass, want)
+				t.Fatalf("%v: row %d: class %d at %g, want %d at %g", impl, i, gotClass, at, wantClass, want)
 			}
 		}
 	}

@@ -12,30 +12,90 @@ const MinNorm = 1e-12
 // Prototypes are C class prototypes of dimension D, each divided by its norm.
 // They are immutable and may be shared.
 type Prototypes struct {
-	c, d int
-	unit []float32 // [C, D], unit norm
-	raw  []float32 // [C, D], as given
-	inv  []float64 // [C], one over the norm of raw
+	c, d   int
+	unit   []float32 // [C, D], unit norm
+	raw    []float32 // [C, D], as given
+	inv    []float64 // [C], one over the norm of raw
+	kernel *nearestKernel
+	panels []panel
+	// tie bounds the error of the difference of two cosines, and slack that of
+	// two squared distances: see Pack.
+	tie, slack float32
 }
 
-// Pack normalises the c×d prototypes p, row-major. It keeps a copy. A row that
-// is not finite, or whose norm is under MinNorm, is an error.
+// A panel is some prototypes interleaved: one line of a bias, which is −inf for
+// a lane without prototype so that it never wins, then for each dimension a line
+// of its values.
+type panel struct {
+	kernel *panelKernel
+	first  int // class of the first lane
+	w      []float32
+}
+
+// Pack normalises the c×d prototypes p, row-major, for the active
+// implementation. It keeps a copy. A row that is not finite, or whose norm is
+// under MinNorm, is an error.
 func Pack(p []float32, c, d int) (*Prototypes, error) {
+	impl, err := Active()
+	if err != nil {
+		return nil, err
+	}
+	return impl.Pack(p, c, d)
+}
+
+// Pack is the function Pack for one implementation.
+func (i *Implementation) Pack(p []float32, c, d int) (*Prototypes, error) {
 	if c < 1 || d < 1 || len(p) != c*d {
 		return nil, fmt.Errorf("prototypes: %d values are not %d rows of %d", len(p), c, d)
 	}
-	ps := &Prototypes{c: c, d: d, unit: make([]float32, c*d), raw: append([]float32(nil), p...), inv: make([]float64, c)}
-	for i := range c {
-		norm := math.Sqrt(sumOfSquares(p[i*d : (i+1)*d]))
+	// A dot product of d summands is wrong by at most d·u·‖x‖·‖p‖ (Higham,
+	// Accuracy and Stability of Numerical Algorithms, 3.1, and Cauchy-Schwarz),
+	// u = 2^-24; the rounding of p and the biases add less than 3u. So the order
+	// of two products is certain beyond twice that.
+	const u = 0x1p-24
+	ps := &Prototypes{
+		c: c, d: d, unit: make([]float32, c*d), raw: append([]float32(nil), p...), inv: make([]float64, c), kernel: i.nearest,
+		tie: float32(2.01 * u * float64(d+4)),
+		// Each squared distance, at most 4, adds up d/64 + 6 rounded numbers of
+		// one sign, of which each is wrong by a few u; and so is each direction.
+		slack: float32(2 * 4 * u * (float64(d)/64 + 24)),
+	}
+	for k := range c {
+		norm := math.Sqrt(sumOfSquares(p[k*d : (k+1)*d]))
 		if !(norm >= MinNorm) || math.IsInf(norm, 0) {
-			return nil, fmt.Errorf("prototype %d has norm %g: it must be finite and at least %g", i, norm, MinNorm)
+			return nil, fmt.Errorf("prototype %d has norm %g: it must be finite and at least %g", k, norm, MinNorm)
 		}
-		ps.inv[i] = 1 / norm
-		for j := i * d; j < (i+1)*d; j++ {
-			ps.unit[j] = float32(float64(p[j]) * ps.inv[i])
+		ps.inv[k] = 1 / norm
+		for j := k * d; j < (k+1)*d; j++ {
+			ps.unit[j] = float32(float64(p[j]) * ps.inv[k])
 		}
 	}
+	for first := 0; first < c; {
+		kernel := &i.nearest.panels[0]
+		for k := range i.nearest.panels { // the narrowest that takes all that are left
+			if i.nearest.panels[k].width >= c-first {
+				kernel = &i.nearest.panels[k]
+			}
+		}
+		ps.panels = append(ps.panels, ps.pack(kernel, first))
+		first += kernel.width
+	}
 	return ps, nil
+}
+
+func (p *Prototypes) pack(k *panelKernel, first int) panel {
+	w := make([]float32, (p.d+1)*k.width)
+	for lane := range k.width {
+		class := first + lane
+		if class >= p.c {
+			w[lane] = float32(math.Inf(-1))
+			continue
+		}
+		for j, v := range p.unit[class*p.d:][:p.d] {
+			w[(j+1)*k.width+lane] = v
+		}
+	}
+	return panel{k, first, w}
 }
 
 // Classes returns C.
@@ -45,7 +105,8 @@ func (p *Prototypes) Classes() int { return p.c }
 func (p *Prototypes) Dim() int { return p.d }
 
 // sumOfSquares is exact enough for any float32 row: float64 neither overflows
-// nor underflows on their squares. It is NaN or +Inf where a value is.
+// nor underflows on their squares. It is NaN or +Inf where a value is. A square
+// of a float32 is exact in float64, so that fused operations change nothing.
 func sumOfSquares(x []float32) float64 {
 	var a, b, c, d float64
 	i := 0
