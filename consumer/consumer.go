@@ -312,7 +312,8 @@ func (w *worker) step(handler Handler) error {
 			if err := w.handle(handler, b, next); err != nil {
 				return err
 			}
-			w.received(b)
+			w.metrics.messages.Add(float64(len(b.Messages)))
+			w.metrics.bytes.Add(float64(w.size))
 		}
 		w.handled = next
 		// A commit takes the coordinator a few milliseconds: one stands for
@@ -483,17 +484,6 @@ func (w *worker) failed(operation string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.progress.err = err
-}
-
-// received counts what was handled.
-func (c *Consumer) received(b *Batch) {
-	size := 0
-	for i := range b.Messages {
-		m := &b.Messages[i]
-		size += len(m.Key) + len(m.Value)
-	}
-	c.metrics.messages.Add(float64(len(b.Messages)))
-	c.metrics.bytes.Add(float64(size))
 }
 
 // Ready returns nil while the consumer is a member of its group.
