@@ -22,6 +22,8 @@ const (
 	watchInterval         = 5 * time.Second
 	joinBackoff           = time.Second
 	groupTimeout          = 5 * time.Second        // of a call to the coordinator
+	maxFetched            = 64 << 20               // of all partitions, those ahead included
+	leastFetch            = 64 << 10               // of one, however many there are
 	commitInterval        = 200 * time.Millisecond // while records come
 	grace                 = time.Second            // for a handler whose context is done
 	firstPause, lastPause = 100 * time.Millisecond, 10 * time.Second
@@ -167,7 +169,7 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 		generation.Start(func(g context.Context) {
 			func() {
 				defer workers.Done()
-				if err := c.work(ctx, g, generation, a); err != nil {
+				if err := c.work(ctx, g, generation, a, fetchSize(c.cfg.MaxBytes, len(assigned))); err != nil {
 					c.mu.Lock()
 					c.fatal = errors.Join(c.fatal, err)
 					c.mu.Unlock()
@@ -239,9 +241,16 @@ type worker struct {
 	retry     backoff
 }
 
+// fetchSize is how much is asked of one partition at a time: with many, less, so
+// that the memory of an instance does not grow with their number. Two responses
+// of each may be held.
+func fetchSize(maxBytes, partitions int) int {
+	return min(maxBytes, max(leastFetch, maxFetched/(2*partitions)))
+}
+
 // work reads one partition until ctx or the generation g is done. The error is
 // one that ends the consumer.
-func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a kafka.PartitionAssignment) error {
+func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a kafka.PartitionAssignment, fetchSize int) error {
 	running, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(g, func() { cancel(context.Cause(g)) })()
@@ -259,7 +268,7 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a 
 		running: running, draining: draining, handled: a.Offset, committed: a.Offset,
 		reader: reader{
 			conn: c.conn, topic: c.cfg.Topic, partition: a.ID, position: a.Offset,
-			maxRecords: c.cfg.MaxRecords, maxBytes: c.cfg.MaxBytes, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
+			maxRecords: c.cfg.MaxRecords, maxBytes: fetchSize, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
 			readAhead: true,
 		},
 	}
