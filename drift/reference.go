@@ -59,19 +59,15 @@ func (r *reference) gap(s float32, tie uint32) int {
 
 // below returns how many of the ascending values are smaller than v.
 func below(values []float32, v float32) int {
-	// Which half goes on is a coin toss that no processor foresees: written like
-	// this, it is a conditional move.
 	lo, n := 0, len(values)
-	for n > 1 {
+	for n > 0 {
 		half := int(uint(n) >> 1)
-		next := lo + half
-		if values[next-1] < v {
-			lo = next
+		if values[lo+half] < v {
+			lo += half + 1
+			n -= half + 1
+		} else {
+			n = half
 		}
-		n -= half
-	}
-	if n == 1 && values[lo] < v {
-		lo++
 	}
 	return lo
 }

@@ -82,19 +82,14 @@ func validateRates(alpha, delta float64) error {
 // 1/(n+1).
 func (c Calibration) PValue(score float32) float32 {
 	n := len(c.Scores)
-	// No processor foresees which half goes on: so written, it is a conditional
-	// move and not a branch.
-	below, left := 0, n
-	for left > 1 {
-		half := int(uint(left) >> 1)
-		next := below + half
-		if c.Scores[next-1] < score {
-			below = next
+	lo, hi := 0, n
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		if c.Scores[mid] < score {
+			lo = mid + 1
+		} else {
+			hi = mid
 		}
-		left -= half
 	}
-	if left == 1 && c.Scores[below] < score {
-		below++
-	}
-	return float32(float64(1+n-below) / float64(n+1))
+	return float32(float64(1+n-lo) / float64(n+1))
 }
