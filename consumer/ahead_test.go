@@ -19,7 +19,7 @@ func emptyBatch(version byte, base int64, delta int32, length int) []byte {
 
 func TestFetchSize(t *testing.T) {
 	for _, test := range []struct{ maxBytes, partitions, want int }{
-		{2 << 20, 1, 2 << 20}, {2 << 20, 16, 2 << 20}, {2 << 20, 256, 128 << 10}, {2 << 20, 100_000, 64 << 10}, {1000, 100_000, 1000},
+		{1 << 20, 1, 1 << 20}, {1 << 20, 8, 1 << 20}, {1 << 20, 32, 256 << 10}, {1 << 20, 100_000, 64 << 10}, {1000, 100_000, 1000},
 	} {
 		if got := fetchSize(test.maxBytes, test.partitions); got != test.want {
 			t.Errorf("%d partitions, at most %d bytes: %d, want %d", test.partitions, test.maxBytes, got, test.want)

@@ -22,7 +22,7 @@ const (
 	watchInterval         = 5 * time.Second
 	joinBackoff           = time.Second
 	groupTimeout          = 5 * time.Second        // of a call to the coordinator
-	maxFetched            = 64 << 20               // of all partitions, those ahead included
+	maxFetched            = 16 << 20               // of all partitions, those ahead included
 	leastFetch            = 64 << 10               // of one, however many there are
 	commitInterval        = 200 * time.Millisecond // while records come
 	grace                 = time.Second            // for a handler whose context is done
@@ -163,13 +163,16 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 		<-g.Done()
 		close(ended)
 	})
+	commits := &committer{send: func(offsets map[int]int64) error {
+		return generation.CommitOffsets(map[string]map[int]int64{c.cfg.Topic: offsets})
+	}}
 	var workers sync.WaitGroup
 	for _, a := range assigned {
 		workers.Add(1)
 		generation.Start(func(g context.Context) {
 			func() {
 				defer workers.Done()
-				if err := c.work(ctx, g, generation, a, fetchSize(c.cfg.MaxBytes, len(assigned))); err != nil {
+				if err := c.work(ctx, g, generation, commits, a, fetchSize(c.cfg.MaxBytes, len(assigned))); err != nil {
 					c.mu.Lock()
 					c.fatal = errors.Join(c.fatal, err)
 					c.mu.Unlock()
@@ -228,6 +231,7 @@ type worker struct {
 	*Consumer
 	reader
 	generation *kafka.Generation
+	commits    *committer
 	progress   *progress
 	log        *slog.Logger
 	lag, at    prometheus.Gauge
@@ -250,7 +254,7 @@ func fetchSize(maxBytes, partitions int) int {
 
 // work reads one partition until ctx or the generation g is done. The error is
 // one that ends the consumer.
-func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a kafka.PartitionAssignment, fetchSize int) error {
+func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, commits *committer, a kafka.PartitionAssignment, fetchSize int) error {
 	running, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(g, func() { cancel(context.Cause(g)) })()
@@ -262,7 +266,7 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a 
 	})()
 	label := strconv.Itoa(a.ID)
 	w := &worker{
-		Consumer: c, generation: generation, progress: c.enter(a.ID),
+		Consumer: c, generation: generation, commits: commits, progress: c.enter(a.ID),
 		log: c.log.With("topic", c.cfg.Topic, "partition", a.ID),
 		lag: c.metrics.lag.WithLabelValues(label), at: c.metrics.committed.WithLabelValues(label),
 		running: running, draining: draining, handled: a.Offset, committed: a.Offset,
@@ -395,7 +399,7 @@ func (w *worker) handle(handler Handler, b *Batch, next int64) error {
 func (w *worker) commit() error {
 	var retry backoff
 	for w.handled != w.committed {
-		err := w.generation.CommitOffsets(map[string]map[int]int64{w.topic: {w.partition: w.handled}})
+		err := w.commits.commit(w.partition, w.handled)
 		w.when = time.Now()
 		if err == nil {
 			w.committed = w.handled
