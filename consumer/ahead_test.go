@@ -17,6 +17,16 @@ func emptyBatch(version byte, base int64, delta int32, length int) []byte {
 	return b
 }
 
+func TestFetchSize(t *testing.T) {
+	for _, test := range []struct{ maxBytes, partitions, want int }{
+		{1 << 20, 1, 1 << 20}, {1 << 20, 8, 1 << 20}, {1 << 20, 32, 256 << 10}, {1 << 20, 100_000, 64 << 10}, {1000, 100_000, 1000},
+	} {
+		if got := fetchSize(test.maxBytes, test.partitions); got != test.want {
+			t.Errorf("%d partitions, at most %d bytes: %d, want %d", test.partitions, test.maxBytes, got, test.want)
+		}
+	}
+}
+
 // What is asked for ahead begins after the last batch that came whole.
 func TestNextOffset(t *testing.T) {
 	first, second, old := emptyBatch(2, 100, 9, 80), emptyBatch(2, 110, 0, 70), emptyBatch(1, 7, 0, 34)

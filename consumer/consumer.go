@@ -24,6 +24,8 @@ const (
 	watchInterval         = 5 * time.Second
 	joinBackoff           = time.Second
 	groupTimeout          = 5 * time.Second        // of a call to the coordinator
+	maxFetched            = 16 << 20               // of all partitions, those ahead included
+	leastFetch            = 64 << 10               // of one, however many there are
 	commitInterval        = 200 * time.Millisecond // while records come
 	grace                 = time.Second            // for a handler whose context is done
 	firstPause, lastPause = 100 * time.Millisecond, 10 * time.Second
@@ -166,13 +168,16 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 	})
 	// A function that returns ends the generation, and the group joins again.
 	generation.Start(c.watchAssignments)
+	commits := &committer{send: func(offsets map[int]int64) error {
+		return generation.CommitOffsets(map[string]map[int]int64{c.cfg.Topic: offsets})
+	}}
 	var workers sync.WaitGroup
 	for _, a := range assigned {
 		workers.Add(1)
 		generation.Start(func(g context.Context) {
 			func() {
 				defer workers.Done()
-				if err := c.work(ctx, g, generation, a); err != nil {
+				if err := c.work(ctx, g, generation, commits, a, fetchSize(c.cfg.MaxBytes, len(assigned))); err != nil {
 					c.mu.Lock()
 					c.fatal = errors.Join(c.fatal, err)
 					c.mu.Unlock()
@@ -283,6 +288,7 @@ type worker struct {
 	*Consumer
 	reader
 	generation *kafka.Generation
+	commits    *committer
 	progress   *progress
 	log        *slog.Logger
 	lag, at    prometheus.Gauge
@@ -297,9 +303,16 @@ type worker struct {
 	retry     backoff
 }
 
+// fetchSize is how much is asked of one partition at a time: with many, less, so
+// that the memory of an instance does not grow with their number. Two responses
+// of each may be held.
+func fetchSize(maxBytes, partitions int) int {
+	return min(maxBytes, max(leastFetch, maxFetched/(2*partitions)))
+}
+
 // work reads one partition until ctx or the generation g is done. The error is
 // one that ends the consumer.
-func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a kafka.PartitionAssignment) error {
+func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, commits *committer, a kafka.PartitionAssignment, fetchSize int) error {
 	running, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(g, func() { cancel(context.Cause(g)) })()
@@ -311,13 +324,13 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, a 
 	})()
 	label := strconv.Itoa(a.ID)
 	w := &worker{
-		Consumer: c, generation: generation, progress: c.enter(a.ID),
+		Consumer: c, generation: generation, commits: commits, progress: c.enter(a.ID),
 		log: c.log.With("topic", c.cfg.Topic, "partition", a.ID),
 		lag: c.metrics.lag.WithLabelValues(label), at: c.metrics.committed.WithLabelValues(label),
 		running: running, draining: draining, handled: a.Offset, committed: a.Offset,
 		reader: reader{
 			conn: c.conn, topic: c.cfg.Topic, partition: a.ID, position: a.Offset,
-			maxRecords: c.cfg.MaxRecords, maxBytes: c.cfg.MaxBytes, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
+			maxRecords: c.cfg.MaxRecords, maxBytes: fetchSize, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
 			readAhead: true,
 		},
 	}
@@ -373,7 +386,8 @@ func (w *worker) step(handler Handler) error {
 			if err := w.handle(handler, b, next); err != nil {
 				return err
 			}
-			w.received(b)
+			w.metrics.messages.Add(float64(len(b.Messages)))
+			w.metrics.bytes.Add(float64(w.size))
 		}
 		w.handled = next
 		// A commit takes the coordinator a few milliseconds: one stands for
@@ -484,7 +498,7 @@ func (w *worker) handle(handler Handler, b *Batch, next int64) error {
 func (w *worker) commit() error {
 	var retry backoff
 	for w.handled != w.committed {
-		err := w.generation.CommitOffsets(map[string]map[int]int64{w.topic: {w.partition: w.handled}})
+		err := w.commits.commit(w.partition, w.handled)
 		w.when = time.Now()
 		if err == nil {
 			w.committed = w.handled
@@ -587,17 +601,6 @@ func (w *worker) failed(operation string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.progress.err = err
-}
-
-// received counts what was handled.
-func (c *Consumer) received(b *Batch) {
-	size := 0
-	for i := range b.Messages {
-		m := &b.Messages[i]
-		size += len(m.Key) + len(m.Value)
-	}
-	c.metrics.messages.Add(float64(len(b.Messages)))
-	c.metrics.bytes.Add(float64(size))
 }
 
 // Ready returns nil while the consumer is a member of its group.

@@ -71,6 +71,7 @@ type Config struct {
 	// latest record, or fail: Run returns an error.
 	OutOfRange string
 	// MaxRecords and MaxBytes bound a batch. One message may exceed MaxBytes.
+	// With many partitions a batch is smaller: all that is fetched is bounded too.
 	MaxRecords int
 	MaxBytes   int
 	// MaxWait is how long a broker may hold a fetch while there is nothing to read.

@@ -125,7 +125,7 @@ func DefaultConfig() *Config {
 			IDHeader:        "id",
 			SegmentHeader:   "segment",
 			MaxMessageBytes: 16 << 20,
-			Batch:           BatchConfig{MaxRecords: 4096, MaxBytes: 8 << 20, MaxWait: 100 * time.Millisecond},
+			Batch:           BatchConfig{MaxRecords: 4096, MaxBytes: 1 << 20, MaxWait: 100 * time.Millisecond},
 			SessionTimeout:  30 * time.Second,
 			StallTimeout:    2 * time.Minute,
 		},

@@ -28,6 +28,7 @@ type worker struct {
 	scores  scorer.Scores
 	results *scorer.RecordBuilder
 	letters []sink.Letter
+	classes []int // how often each was predicted
 
 	driftBatch drift.Batch
 }
@@ -109,7 +110,7 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	}
 	w.observeDrift(b)
 	m.metrics.stage(stageDrift, start)
-	m.metrics.observe(now, &w.scores)
+	w.classes = m.metrics.observe(now, &w.scores, w.classes)
 	m.tally.add(time.Now(), now, &w.scores, len(rejects))
 	return nil
 }
@@ -177,9 +178,12 @@ func (m *metrics) stage(name string, start time.Time) time.Time {
 	return now
 }
 
-// observe counts the scores of a batch that is acknowledged.
-func (m *metrics) observe(l *live, scores *scorer.Scores) {
+// observe counts the scores of a batch that is acknowledged. classes is scratch:
+// each counter is added to once a batch.
+func (m *metrics) observe(l *live, scores *scorer.Scores, classes []int) []int {
 	records, ood, invalid := 0, 0, 0
+	classes = slices.Grow(classes[:0], len(l.predicted))[:len(l.predicted)]
+	clear(classes)
 	for i, class := range scores.Class {
 		if class < 0 {
 			invalid++
@@ -189,9 +193,14 @@ func (m *metrics) observe(l *live, scores *scorer.Scores) {
 		if scores.OOD[i] {
 			ood++
 		}
-		l.predicted[class].Inc()
+		classes[class]++
 		m.score.Observe(float64(scores.Score[i]))
 		m.pValue.Observe(float64(scores.PValue[i]))
+	}
+	for class, n := range classes {
+		if n > 0 {
+			l.predicted[class].Add(float64(n))
+		}
 	}
 	m.records.Add(float64(records))
 	m.ood.Add(float64(ood))
@@ -199,6 +208,7 @@ func (m *metrics) observe(l *live, scores *scorer.Scores) {
 	if records > 0 {
 		m.lastRecord.SetToCurrentTime()
 	}
+	return classes
 }
 
 func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log *slog.Logger) (*sink.Producer, error) {

@@ -81,7 +81,15 @@ func jsonColumn(col arrow.Array) (func(dst []byte, row int) []byte, error) {
 func jsonValue(col arrow.Array) (func(dst []byte, row int) []byte, error) {
 	switch col := col.(type) {
 	case *array.String:
-		return func(dst []byte, row int) []byte { return appendJSONString(dst, col.Value(row)) }, nil
+		// Topic, model, class and segment are often those of the row before.
+		var last string
+		var text []byte
+		return func(dst []byte, row int) []byte {
+			if v := col.Value(row); v != last || text == nil {
+				last, text = v, appendJSONString(text[:0], v)
+			}
+			return append(dst, text...)
+		}, nil
 	case *array.Float32:
 		return func(dst []byte, row int) []byte { return appendJSONFloat(dst, col.Value(row)) }, nil
 	case *array.Boolean:

@@ -76,6 +76,8 @@ the time from when the record was due, by the clocks of both.`,
 	f.StringVar(&opts.Format, "format", "json", "how scores are published: json or arrow")
 	f.StringVar(&opts.When, "when", "all", "which scores are published: all or ood")
 	f.StringVar(&opts.Delivery, "delivery", "at-least-once", "output.delivery: at-least-once or exactly-once")
+	f.IntVar(&opts.MaxRecords, "max-records", 0, "input.batch.max_records (0: the default)")
+	f.IntVar(&opts.MaxBytes, "max-bytes", 0, "input.batch.max_bytes (0: the default)")
 	f.IntVar(&opts.Runs, "runs", 3, "runs; each figure is their median")
 	f.BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return cmd

@@ -42,6 +42,8 @@ type LineOptions struct {
 	Format     string  // output.format
 	When       string  // output.when
 	Delivery   string  // output.delivery
+	MaxRecords int     // input.batch.max_records; 0: the default
+	MaxBytes   int     // input.batch.max_bytes; 0: the default
 	Runs       int
 	Program    string    // the oodmon to run
 	Progress   io.Writer // a terminal, or io.Discard
@@ -279,6 +281,8 @@ func (b *lineBench) configure(ctx context.Context, run int, input, start string)
 	}
 	cfg.Output.Topic, cfg.Output.Format, cfg.Output.When, cfg.Output.Delivery = scores, b.Format, b.When, b.Delivery
 	cfg.DeadLetter.Topic = dead
+	cfg.Input.Batch.MaxRecords = cmp.Or(b.MaxRecords, cfg.Input.Batch.MaxRecords)
+	cfg.Input.Batch.MaxBytes = cmp.Or(b.MaxBytes, cfg.Input.Batch.MaxBytes)
 	cfg.Model.Registry = b.registry
 	return cfg, nil
 }
