@@ -154,7 +154,18 @@ func TestDriftAfterReplay(t *testing.T) {
 		f.produceDrift(random, 0, 3000, 0)
 		f.waitFor(t, m, 3000)
 		if kill {
-			early := f.Committed(f.cfg.Input.Group, input)
+			var early map[int32]int64
+			kafkatest.Eventually(t, 10*time.Second, func() error { // commits follow their batches
+				early = f.Committed(f.cfg.Input.Group, input)
+				sum := int64(0)
+				for _, at := range early {
+					sum += at
+				}
+				if sum != 3000 {
+					return fmt.Errorf("%d records are committed", sum)
+				}
+				return nil
+			})
 			f.produceDrift(random, 3000, 300, .2)
 			f.waitFor(t, m, 3300)
 			if err := m.drift.Save(); err != nil {
