@@ -122,7 +122,7 @@ func TestDriftOnTheLine(t *testing.T) {
 	// The evidence outlives an orderly end.
 	evidence := m.Status().Drift.Detectors[0].Evidence
 	stop()
-	m, stop = f.run(t)
+	m, _ = f.run(t)
 	if s := m.Status().Drift; s.Detectors[0].Evidence != evidence || !s.Detectors[0].Active || s.Detectors[0].Alarms != 1 || s.Snapshot.IsZero() {
 		t.Errorf("after a restart: %+v, want evidence %g", s.Detectors[0], evidence)
 	}

@@ -108,13 +108,3 @@ func toUnit(unit, x []float32) {
 		unit[j] = float32(float64(v) * inv)
 	}
 }
-
-// blockColumns is how many columns multiply takes at a time.
-const blockColumns = 192
-
-// multiply computes c = a·b + beta·c, where a is [m, k], b [k, n] and c [m, n].
-func multiply(c, a, b []float32, m, k, n int, beta float32) {
-	for j := 0; j < n; j += blockColumns {
-		kernel.Gemm(false, false, m, min(blockColumns, n-j), k, 1, a, k, b[j:], n, beta, c[j:], n)
-	}
-}

@@ -94,7 +94,6 @@ type Workspace struct {
 	kernel          kernel.Workspace
 	unit, projected []float32
 	centred         []float32
-	norms           []float64
 	stats           []kernel.LogitStats
 }
 
