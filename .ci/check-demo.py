@@ -46,7 +46,9 @@ def metrics(url, file):
         documented = set(re.findall(r"^\| `(oodmon_\w+)` \|", page.read(), re.M))
     exported = set(re.findall(r"^# TYPE (oodmon_\w+) ", text, re.M))
     wrong = [f"exported, and not in docs/metrics.md: {name}" for name in sorted(exported - documented)]
-    wrong += [f"in docs/metrics.md, and not exported: {name}" for name in sorted(documented - exported)]
+    # The demo's stream has no segments; monitor's tests export those.
+    missing = {name for name in documented - exported if not name.startswith("oodmon_segment_")}
+    wrong += [f"in docs/metrics.md, and not exported: {name}" for name in sorted(missing)]
     if wrong:
         sys.exit("\n".join(wrong))
     print(f"{len(exported)} metrics, all documented")
