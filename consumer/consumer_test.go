@@ -353,6 +353,7 @@ func testAddedPartition(t *testing.T, broker *kafkatest.Broker) {
 		t.Fatal(err)
 	}
 	kafkatest.Eventually(t, patience, func() error {
+		f.Client().ForceMetadataRefresh() // else it may look for minutes at one partition
 		return f.Client().ProduceSync(ctx, &kgo.Record{Topic: f.cfg.Topic, Partition: 1, Value: []byte("before it was noticed")}).FirstErr()
 	})
 	f.received("before it was noticed")
