@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 
 	"github.com/apache/arrow/go/v15/arrow"
 )
@@ -15,6 +16,8 @@ const (
 	spoolChunk    = 256      // rows read at once
 	shuffleWindow = 64 << 20 // bytes of rows that are shuffled together
 	rowHeader     = 2        // values before the vector of a row
+	// residentDefault is the residentLimit of a process without a memory limit.
+	residentDefault = 256 << 20
 )
 
 // A spool keeps labelled embeddings in a temporary file of rows of one size, so
@@ -31,6 +34,8 @@ type spool struct {
 	raw bool
 	// renumber gives the class that a written one now has.
 	renumber []int32
+	// resident holds all rows, once they are shuffled, if they fit in memory.
+	resident []float32
 }
 
 func newSpool(dir string, dim int, raw bool) (*spool, error) {
@@ -72,9 +77,9 @@ func (s *spool) read(first int, buf []float32) error {
 	return nil
 }
 
-// decode takes the values of a row into x, and returns its class.
+// decode takes the values of a row into x, [D], and returns its class.
 func (s *spool) decode(row, x []float32, raw bool) int32 {
-	copy(x, row[rowHeader:])
+	copy(x, row[rowHeader:rowHeader+len(x)])
 	if norm := row[1]; raw {
 		for j := range x {
 			x[j] *= norm
@@ -107,28 +112,43 @@ func (s *spool) chunks(raw bool, fn func(x []float32, y []int32) error) error {
 
 // shuffled calls fn with batches of all rows in random order. Chunks come in
 // random order and are shuffled within a window; if all rows fit in it, every
-// order is as likely.
+// order is as likely. The order does not depend on whether the rows are resident.
 func (s *spool) shuffled(random *rand.Rand, batch int, fn func(x []float32, y []int32) error) error {
+	if s.resident == nil && int64(4*s.size(s.rows)) <= residentLimit() {
+		s.resident = make([]float32, s.size(s.rows))
+		if err := s.read(0, s.resident); err != nil {
+			return err
+		}
+	}
 	chunks := (s.rows + spoolChunk - 1) / spoolChunk
 	window := min(chunks, max(1, shuffleWindow/4/s.size(spoolChunk))) // chunks
-	buf := make([]float32, s.size(min(window*spoolChunk, s.rows)))
+	values := s.resident
+	if values == nil {
+		values = make([]float32, s.size(min(window*spoolChunk, s.rows)))
+	}
 	batch = min(batch, s.rows)
 	x, y := make([]float32, batch*s.dim), make([]int32, 0, batch)
+	starts := make([]int, 0, window*spoolChunk) // of the rows of the window, in values
 	order := random.Perm(chunks)
 	for len(order) > 0 {
-		rows := 0
+		starts = starts[:0]
 		for _, chunk := range order[:min(window, len(order))] {
 			first := chunk * spoolChunk
-			n := min(spoolChunk, s.rows-first)
-			if err := s.read(first, buf[s.size(rows):s.size(rows+n)]); err != nil {
-				return err
+			n, start := min(spoolChunk, s.rows-first), s.size(first)
+			if s.resident == nil {
+				start = s.size(len(starts))
+				if err := s.read(first, values[start:start+s.size(n)]); err != nil {
+					return err
+				}
 			}
-			rows += n
+			for i := range n {
+				starts = append(starts, start+s.size(i))
+			}
 		}
 		order = order[min(window, len(order)):]
-		for _, i := range random.Perm(rows) {
+		for _, i := range random.Perm(len(starts)) {
 			at := len(y) * s.dim
-			if y = append(y, s.decode(buf[s.size(i):], x[at:at+s.dim], s.raw)); len(y) < batch {
+			if y = append(y, s.decode(values[starts[i]:], x[at:at+s.dim], s.raw)); len(y) < batch {
 				continue
 			}
 			if err := fn(x, y); err != nil {
@@ -141,4 +161,13 @@ func (s *spool) shuffled(random *rand.Rand, batch int, fn func(x []float32, y []
 		return fn(x[:len(y)*s.dim], y)
 	}
 	return nil
+}
+
+// residentLimit is how many bytes of rows stay in memory from epoch to epoch: a
+// quarter of the Go runtime's memory limit, where one is set.
+func residentLimit() int64 {
+	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+		return limit / 4
+	}
+	return residentDefault
 }
