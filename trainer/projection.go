@@ -19,8 +19,10 @@ const (
 	trialRecords = 20_000
 	// trialJudged is the share of the known classes' records that judge.
 	trialJudged = .2
-	// trialEpochs is the share of the recipe's epochs that a fit of a trial has.
-	trialEpochs = .25
+	// trialVisits is how many records a fit of a trial sees in each of the
+	// recipe's epochs, on average: fits to more records have fewer epochs. Few
+	// records need all of them to show what a projection does.
+	trialVisits = 5_000
 	// trialGain is by how much AUROC a projection has to be better: it costs D²
 	// products a record, and where the embeddings come from a network that was
 	// trained on the very classes, it only fits them closer, and loses what sets
@@ -129,7 +131,7 @@ func tryProjection(ctx context.Context, data *dataset, opts *Options, out []bool
 	auroc := func(projection Projection) (float64, error) {
 		o := Options{Recipe: opts.Recipe}
 		o.Recipe.Projection, o.Recipe.Patience = projection, 0
-		o.Recipe.Epochs = max(1, int(trialEpochs*float64(o.Recipe.Epochs)))
+		o.Recipe.Epochs = max(1, int(float64(o.Recipe.Epochs)*min(1, trialVisits/float64(fold.parts[partFit].rows))))
 		o.Recipe = o.Recipe.resolved()
 		h, err := fit(ctx, fold, o, &Report{})
 		if err != nil {
