@@ -120,14 +120,7 @@ func readLabelled(ctx context.Context, src Source, dir string, shares [numParts]
 				part = partFit
 			}
 			if part == partFit {
-				d.perClass[class]++
-				times := 1.
-				if raw {
-					times = float64(norm)
-				}
-				for j, v := range unit {
-					d.sums[int(class)*dim+j] += times * float64(v)
-				}
+				d.count(class, norm, unit, raw)
 			}
 			if err := d.parts[part].append(class, norm, unit); err != nil {
 				return err
@@ -152,6 +145,18 @@ func readLabelled(ctx context.Context, src Source, dir string, shares [numParts]
 	}
 	d.sortClasses(first)
 	return d, nil
+}
+
+// count adds a record to fit to the sums.
+func (d *dataset) count(class int32, norm float32, unit []float32, raw bool) {
+	d.perClass[class]++
+	times := 1.
+	if raw {
+		times = float64(norm)
+	}
+	for j, v := range unit {
+		d.sums[int(class)*d.dim+j] += times * float64(v)
+	}
 }
 
 func (c *Counts) check() error {
