@@ -5,21 +5,33 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"mime"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/oodmon/oodmon/internal/arrowcol"
+	"github.com/oodmon/oodmon/internal/kernel"
 )
 
 // The codecs, as configuration names them.
 const (
-	CodecAuto  = "auto"
-	CodecRaw   = "raw"
-	CodecJSON  = "json"
-	CodecArrow = "arrow"
+	CodecAuto        = "auto"
+	CodecRaw         = "raw" // float32
+	CodecRawFloat16  = "raw-float16"
+	CodecRawBFloat16 = "raw-bfloat16"
+	CodecJSON        = "json"
+	CodecArrow       = "arrow"
 )
+
+// Codecs are all of them.
+var Codecs = []string{CodecAuto, CodecRaw, CodecRawFloat16, CodecRawBFloat16, CodecJSON, CodecArrow}
+
+// rawTypes are the codecs of raw values, by the parameter dtype of the content
+// type application/octet-stream.
+var rawTypes = map[string]string{"float32": CodecRaw, "float16": CodecRawFloat16, "bfloat16": CodecRawBFloat16}
 
 // ArrowContentType is the media type of an Arrow IPC stream.
 const ArrowContentType = "application/vnd.apache.arrow.stream"
@@ -80,7 +92,7 @@ type Config struct {
 	// Dim is the dimension; 0: that of the first embedding that is JSON or
 	// Arrow, since raw bytes could be anything.
 	Dim             int
-	Codec           string // auto, raw, json or arrow
+	Codec           string // one of Codecs
 	MaxMessageBytes int
 	// IDHeader and SegmentHeader name the headers that tell what the record
 	// itself does not; "": none.
@@ -99,6 +111,9 @@ type Builder struct {
 	rows    jsonArray
 	stream  streamReader
 	taken   bool
+	// contentType was the last, and contentCodec is its codec.
+	contentType  []byte
+	contentCodec string
 }
 
 // NewBuilder returns a Builder for embeddings of one dimension.
@@ -109,10 +124,8 @@ func NewBuilder(cfg Config) (*Builder, error) {
 	if cfg.MaxMessageBytes < 1 {
 		return nil, fmt.Errorf("featurizer: the largest message of %d bytes must be positive", cfg.MaxMessageBytes)
 	}
-	switch cfg.Codec {
-	case CodecAuto, CodecRaw, CodecJSON, CodecArrow:
-	default:
-		return nil, fmt.Errorf("featurizer: codec %q is not one of [%q %q %q %q]", cfg.Codec, CodecAuto, CodecRaw, CodecJSON, CodecArrow)
+	if !slices.Contains(Codecs, cfg.Codec) {
+		return nil, fmt.Errorf("featurizer: codec %q is not one of %q", cfg.Codec, Codecs)
 	}
 	b := &Builder{cfg: cfg}
 	if cfg.Dim > 0 {
@@ -138,8 +151,9 @@ func (b *Builder) fits(n int) bool {
 // SegmentFromKey the key. The time is its own, else the message's. A key or header that is not UTF-8 is written in hexadecimal, and
 // what is longer than 256 bytes is cut: it is copied into every row.
 //
-// The codec auto goes by the content type: application/octet-stream is raw,
-// application/json JSON, application/vnd.apache.arrow.stream Arrow. Without
+// The codec auto goes by the content type: application/octet-stream is raw, of
+// float32 unless its parameter dtype is float16 or bfloat16; application/json is
+// JSON, application/vnd.apache.arrow.stream Arrow. Without
 // one, a message that begins with FF FF FF FF is Arrow; one that is valid JSON
 // and begins with { or [ is JSON; any other is raw.
 func (b *Builder) Append(m Message) {
@@ -229,7 +243,7 @@ func (b *Builder) decode(m *Message) error {
 	case CodecArrow:
 		return b.decodeArrow(m)
 	default:
-		return b.decodeRaw(m)
+		return b.decodeRaw(m, codec)
 	}
 }
 
@@ -238,16 +252,14 @@ func (b *Builder) codec(m *Message) (string, error) {
 		return b.cfg.Codec, nil
 	}
 	if contentType := m.header("content-type"); len(contentType) > 0 {
-		kind, _, _ := strings.Cut(string(contentType), ";")
-		switch strings.ToLower(strings.TrimSpace(kind)) {
-		case "application/octet-stream":
-			return CodecRaw, nil
-		case "application/json":
-			return CodecJSON, nil
-		case ArrowContentType:
-			return CodecArrow, nil
+		if !bytes.Equal(contentType, b.contentType) { // a topic has few
+			codec, err := codecOf(string(contentType))
+			if err != nil {
+				return "", err
+			}
+			b.contentType, b.contentCodec = append(b.contentType[:0], contentType...), codec
 		}
-		return "", reject(UnknownCodec, "content-type %.64q is not one of application/octet-stream, application/json, %s", contentType, ArrowContentType)
+		return b.contentCodec, nil
 	}
 	switch {
 	case bytes.HasPrefix(m.Value, continuation):
@@ -258,16 +270,60 @@ func (b *Builder) codec(m *Message) (string, error) {
 	return CodecRaw, nil
 }
 
-// decodeRaw reads little-endian float32 values straight into the column.
-func (b *Builder) decodeRaw(m *Message) error {
-	if b.cfg.Dim == 0 {
+// codecOf returns the codec of a content type.
+func codecOf(contentType string) (string, error) {
+	kind, parameters, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		return "", reject(UnknownCodec, "content-type %.64q: %w", contentType, err)
+	}
+	switch kind {
+	case "application/octet-stream":
+		dtype, told := parameters["dtype"]
+		codec, known := rawTypes[dtype]
+		if !told {
+			return CodecRaw, nil
+		}
+		if !known {
+			return "", reject(UnknownCodec, "content-type %.64q: dtype is not one of float32, float16, bfloat16", contentType)
+		}
+		return codec, nil
+	case "application/json":
+		return CodecJSON, nil
+	case ArrowContentType:
+		return CodecArrow, nil
+	}
+	return "", reject(UnknownCodec, "content-type %.64q is not one of application/octet-stream, application/json, %s", contentType, ArrowContentType)
+}
+
+// decodeRaw reads little-endian values straight into the column.
+func (b *Builder) decodeRaw(m *Message, codec string) error {
+	dim := b.cfg.Dim
+	if dim == 0 {
 		return reject(WrongDimension, "the message has %d raw bytes, and no dimension is known yet", len(m.Value))
 	}
-	if len(m.Value) != 4*b.cfg.Dim {
-		return reject(WrongDimension, "the message has %d bytes, expected %d: little-endian float32 of dimension %d", len(m.Value), 4*b.cfg.Dim, b.cfg.Dim)
+	size, name := 2, strings.TrimPrefix(codec, "raw-")
+	if codec == CodecRaw {
+		size, name = 4, "float32"
+	}
+	if codec == CodecRaw && len(m.Value) == 2*dim {
+		return reject(WrongDimension, "the message has %d bytes, expected %d: little-endian float32 of dimension %d; for values of 16 bits the codec is %s or %s", len(m.Value), size*dim, dim, CodecRawFloat16, CodecRawBFloat16)
+	}
+	if len(m.Value) != size*dim {
+		return reject(WrongDimension, "the message has %d bytes, expected %d: little-endian %s of dimension %d", len(m.Value), size*dim, name, dim)
 	}
 	c := &b.columns
-	c.embedding = append(c.embedding, arrowcol.Floats(m.Value)...)
+	switch codec {
+	case CodecRaw:
+		c.embedding = append(c.embedding, arrowcol.Floats(m.Value)...)
+	default:
+		first := len(c.embedding)
+		c.embedding = slices.Grow(c.embedding, dim)[:first+dim]
+		widen := kernel.WidenFloat16
+		if codec == CodecRawBFloat16 {
+			widen = kernel.WidenBFloat16
+		}
+		widen(c.embedding[first:], m.Value)
+	}
 	b.close(m, optional{}, optional{}, optional{}, messageMicros(m), 0)
 	return nil
 }

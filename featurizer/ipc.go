@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"unsafe"
 
@@ -14,6 +15,7 @@ import (
 	half "github.com/apache/arrow/go/v15/arrow/float16"
 	"github.com/apache/arrow/go/v15/arrow/ipc"
 	"github.com/apache/arrow/go/v15/arrow/memory"
+	"github.com/oodmon/oodmon/internal/kernel"
 )
 
 const (
@@ -378,9 +380,8 @@ func (s *source) embedding(i int) ([]float32, error) {
 	}
 	s.buffer = s.buffer[:0]
 	if s.float16s != nil {
-		for _, v := range s.float16s[start:end] {
-			s.buffer = append(s.buffer, float16(v.Uint16()))
-		}
+		s.buffer = slices.Grow(s.buffer, int(end-start))[:end-start]
+		kernel.WidenFloat16(s.buffer, arrow.Float16Traits.CastToBytes(s.float16s[start:end]))
 		return s.buffer, nil
 	}
 	for j, v := range s.float64s[start:end] {

@@ -10,6 +10,9 @@ import (
 	"math"
 	"regexp"
 	"strconv"
+
+	"github.com/oodmon/oodmon/internal/arrowcol"
+	"github.com/oodmon/oodmon/internal/kernel"
 )
 
 const (
@@ -41,9 +44,7 @@ func npyRows(r, labels io.Reader) iter.Seq2[fileRow, error] {
 				yield(fileRow{}, fmt.Errorf("row %d of %d: %w", i, rows, unexpected(err)))
 				return
 			}
-			for j := range row.embedding {
-				row.embedding[j] = npyValue(raw[j*size:], size)
-			}
+			npyValues(row.embedding, raw, size)
 			if lines != nil {
 				if !lines.Scan() {
 					yield(fileRow{}, fmt.Errorf("row %d of %d has no label: the labels end before", i, rows))
@@ -65,28 +66,18 @@ func npyRows(r, labels io.Reader) iter.Seq2[fileRow, error] {
 	}
 }
 
-func npyValue(b []byte, size int) float32 {
+// npyValues sets to to the values of raw, of size bytes each.
+func npyValues(to []float32, raw []byte, size int) {
 	switch size {
 	case 2:
-		return float16(binary.LittleEndian.Uint16(b))
+		kernel.WidenFloat16(to, raw)
 	case 4:
-		return math.Float32frombits(binary.LittleEndian.Uint32(b))
+		copy(to, arrowcol.Floats(raw))
 	default:
-		return float32(math.Float64frombits(binary.LittleEndian.Uint64(b)))
+		for i := range to {
+			to[i] = float32(math.Float64frombits(binary.LittleEndian.Uint64(raw[8*i:])))
+		}
 	}
-}
-
-// float16 widens an IEEE 754 half.
-func float16(h uint16) float32 {
-	sign, exponent, fraction := uint32(h>>15)<<31, uint32(h>>10)&31, uint32(h)&1023
-	switch exponent {
-	case 0:
-		v := float32(fraction) * 0x1p-24
-		return math.Float32frombits(math.Float32bits(v) | sign)
-	case 31:
-		return math.Float32frombits(sign | 0xff<<23 | fraction<<13)
-	}
-	return math.Float32frombits(sign | (exponent+112)<<23 | fraction<<13)
 }
 
 func readNPYHeader(in io.Reader) (rows, dim, size int, err error) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/oodmon/oodmon/alerts"
 	"github.com/oodmon/oodmon/drift"
+	"github.com/oodmon/oodmon/featurizer"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/trainer"
 	"go.yaml.in/yaml/v3"
@@ -212,7 +213,7 @@ func (c *Config) Validate() error {
 	require(in.Group != "", "input.group: must not be empty")
 	oneOf("input.start", in.Start, "earliest", "latest")
 	oneOf("input.out_of_range", in.OutOfRange, "earliest", "latest", "fail")
-	oneOf("input.codec", in.Codec, "auto", "raw", "json", "arrow")
+	oneOf("input.codec", in.Codec, featurizer.Codecs...)
 	require(in.MaxMessageBytes > 0, "input.max_message_bytes: %d must be positive", in.MaxMessageBytes)
 	require(in.Batch.MaxRecords > 0, "input.batch.max_records: %d must be positive", in.Batch.MaxRecords)
 	require(in.Batch.MaxBytes > 0, "input.batch.max_bytes: %d must be positive", in.Batch.MaxBytes)

@@ -29,6 +29,8 @@ type loops struct {
 	tangents   func(g, x []float32, d int, inv []float32)
 	adamW      func(value, grad, m, v []float32, rate *AdamWRate)
 	divideRows func(g, d []float32, n int, factor float32, out []float32)
+	float16    func(to []float32, from []byte)
+	bfloat16   func(to []float32, from []byte)
 }
 
 // A peak is the largest value of a row and who is near it.

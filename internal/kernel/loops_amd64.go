@@ -12,6 +12,7 @@ var (
 		roots: rootsOf(rootsAVX512), sums: sumsOf(sumsAVX512), exps: expsOf(expsAVX512),
 		scaleRows: scaleRowsOf(scaleRowsAVX512), divideRows: divideRowsOf(divideRowsAVX512),
 		tangents: tangentsOf(tangentsAVX512), adamW: adamWOf(adamWAVX512),
+		float16: widenOf(float16AVX2, float16Go), bfloat16: widenOf(bfloat16AVX2, bfloat16Go),
 	}
 	avx2Loops = loops{
 		rows:      6,
@@ -21,6 +22,7 @@ var (
 		roots: rootsOf(rootsAVX2), sums: sumsOf(sumsAVX2), exps: expsOf(expsAVX2),
 		scaleRows: scaleRowsOf(scaleRowsAVX2), divideRows: divideRowsOf(divideRowsAVX2),
 		tangents: tangentsOf(tangentsAVX2), adamW: adamWOf(adamWAVX2),
+		float16: widenOf(float16AVX2, float16Go), bfloat16: widenOf(bfloat16AVX2, bfloat16Go),
 	}
 )
 
@@ -45,6 +47,18 @@ func transposeVector(from []float32, stride, k int, to []float32) {
 	if k > 0 {
 		_, _ = from[(panelWidth-1)*stride+k-1], to[panelWidth*k-1]
 		transposeAVX2(&from[0], stride, k, &to[0])
+	}
+}
+
+// widenOf leaves the last values, fewer than a vector, to the function in Go.
+func widenOf(f func(to *float32, from *byte, n int), rest func(to []float32, from []byte)) func([]float32, []byte) {
+	return func(to []float32, from []byte) {
+		n := len(to) &^ 7
+		if n > 0 {
+			_ = from[2*n-1]
+			f(&to[0], &from[0], n)
+		}
+		rest(to[n:], from[2*n:])
 	}
 }
 

@@ -8,6 +8,7 @@ var goLoops = loops{
 	tile: tileGo, transpose: transposeGo, squares: squaresGo, peaks: peaksGo, roots: rootsGo, sums: sumsGo, gaps: gapsGo,
 	exps: expsGo, scaleRows: scaleRowsGo, divideRows: divideRowsGo,
 	tangents: tangentsGo, adamW: adamWGo,
+	float16: float16Go, bfloat16: bfloat16Go,
 }
 
 // tileGo computes c = a·b, or c += a·b with add, where a is 4×k with rows
