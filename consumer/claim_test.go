@@ -109,8 +109,12 @@ func FuzzStableOffset(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := &stableOffsetRequest{group: "g", topic: "t", partition: 3}
 		got, err := r.decode(bytes.NewReader(data))
-		if err == nil && got == nil {
-			t.Error("neither an answer nor an error")
+		if err != nil {
+			return
+		}
+		again, err := r.decode(bytes.NewReader(offsetResponse(3, got.offset, got.errorCode, 0)))
+		if err != nil || *again != *got {
+			t.Errorf("accepted %+v, and after a second time there is %+v (%v)", got, again, err)
 		}
 	})
 }

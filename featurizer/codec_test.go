@@ -3,10 +3,12 @@ package featurizer
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -465,8 +467,9 @@ func TestDimensionOfTheFirstEmbedding(t *testing.T) {
 	}
 }
 
-// accepted checks what a builder let through.
-func accepted(t *testing.T, b *Builder) {
+// accepted checks what a builder let through, and returns it with the number of
+// rejects.
+func accepted(t *testing.T, b *Builder) (rows [][]float32, rejected int) {
 	rec, rejects := b.Take()
 	defer rec.Release()
 	x, dim, err := Embeddings(rec)
@@ -485,35 +488,112 @@ func accepted(t *testing.T, b *Builder) {
 			t.Fatalf("a reject without a reason: %+v", r)
 		}
 	}
+	for i := range ids.Len() {
+		rows = append(rows, slices.Clone(x[3*i:3*i+3]))
+	}
+	return rows, len(rejects)
 }
 
-func fuzzCodec(f *testing.F, codec string, seeds ...[]byte) {
+// fuzzCodec checks that what a codec accepts is what encode makes of it, value by
+// value, when that is decoded again; and what exact says of the message, where no
+// row was rejected.
+func fuzzCodec(f *testing.F, codec string, encode func(t testing.TB, rows [][]float32) [][]byte, exact func(t *testing.T, value []byte, rows [][]float32), seeds ...[]byte) {
 	for _, s := range seeds {
 		f.Add(s)
 	}
-	b, err := NewBuilder(Config{Dim: 3, Codec: codec, MaxMessageBytes: 1 << 16})
-	if err != nil {
-		f.Fatal(err)
+	builder := func() *Builder {
+		b, err := NewBuilder(Config{Dim: 3, Codec: codec, MaxMessageBytes: 1 << 16})
+		if err != nil {
+			f.Fatal(err)
+		}
+		return b
 	}
+	b, second := builder(), builder()
 	f.Fuzz(func(t *testing.T, value []byte) {
 		b.Append(Message{Value: value})
-		accepted(t, b)
+		rows, rejects := accepted(t, b)
+		if len(rows) == 0 {
+			return
+		}
+		if exact != nil && rejects == 0 {
+			exact(t, value, rows)
+		}
+		rows = rows[:min(len(rows), 100)]
+		for _, message := range encode(t, rows) {
+			second.Append(Message{Value: message})
+		}
+		again, rejects := accepted(t, second)
+		if rejects > 0 || !sameBits(rows, again) {
+			t.Fatalf("accepted %v, and after a second time there is %v, with %d rejects", rows, again, rejects)
+		}
 	})
 }
 
-func FuzzRaw(f *testing.F) { fuzzCodec(f, CodecRaw, nil, rawBytes(vectors[0])) }
+// sameBits compares floats by their bits.
+func sameBits(a, b [][]float32) bool {
+	return slices.EqualFunc(a, b, func(x, y []float32) bool {
+		return slices.EqualFunc(x, y, func(v, w float32) bool { return math.Float32bits(v) == math.Float32bits(w) })
+	})
+}
+
+func encodeRaw(_ testing.TB, rows [][]float32) (all [][]byte) {
+	for _, row := range rows {
+		all = append(all, rawBytes(row))
+	}
+	return all
+}
+
+func encodeJSON(t testing.TB, rows [][]float32) (all [][]byte) {
+	for _, row := range rows {
+		text, err := json.Marshal(map[string]any{"embedding": row})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, text)
+	}
+	return all
+}
+
+func encodeArrow(t testing.TB, rows [][]float32) [][]byte {
+	return [][]byte{stream(t, fixedSize(3), nil, fillFixed(rows))}
+}
+
+// exactJSON checks that a message is JSON, and that encoding/json finds the same
+// values, where it holds one embedding.
+func exactJSON(t *testing.T, value []byte, rows [][]float32) {
+	if !json.Valid(value) {
+		t.Fatalf("accepted %q, which is not JSON", value)
+	}
+	if value = bytes.TrimSpace(value); value[0] != '{' || bytes.Count(value, []byte(":")) > 1 {
+		return
+	}
+	var want struct{ Embedding []float32 }
+	if err := json.Unmarshal(value, &want); err != nil || !sameBits(rows, [][]float32{want.Embedding}) {
+		t.Fatalf("accepted %v from %q, which holds %v (%v)", rows, value, want.Embedding, err)
+	}
+}
+
+func FuzzRaw(f *testing.F) {
+	exact := func(t *testing.T, value []byte, rows [][]float32) {
+		if !bytes.Equal(value, rawBytes(rows[0])) {
+			t.Fatalf("accepted %v from %x", rows, value)
+		}
+	}
+	fuzzCodec(f, CodecRaw, encodeRaw, exact, nil, rawBytes(vectors[0]))
+}
 
 func FuzzJSON(f *testing.F) {
-	fuzzCodec(f, CodecJSON, []byte(`{"embedding":[1,2,3],"id":1,"timestamp":"2020-01-02T03:04:05Z"}`), []byte(`[{"embedding":[1,2,3]},{}]`), []byte(`{"records":[{"embedding":[1e38,-0,3]}]}`))
+	fuzzCodec(f, CodecJSON, encodeJSON, exactJSON, []byte(`{"embedding":[1,2,3],"id":1,"timestamp":"2020-01-02T03:04:05Z"}`), []byte(`[{"embedding":[1,2,3]},{}]`),
+		[]byte(`{"records":[{"embedding":[1e38,-0,3]}]}`), []byte(`{"embedding":[1.5,2e1,3]}`), []byte(`{"embedding":[+1,01,.5]}`))
 }
 
 func FuzzAuto(f *testing.F) {
-	fuzzCodec(f, CodecAuto, rawBytes(vectors[0]), []byte(`{"embedding":[1,2,3]}`), stream(f, fixedSize(3), nil, fillFixed(vectors)))
+	fuzzCodec(f, CodecAuto, encodeRaw, nil, rawBytes(vectors[0]), []byte(`{"embedding":[1,2,3]}`), stream(f, fixedSize(3), nil, fillFixed(vectors)))
 }
 
 func FuzzArrow(f *testing.F) {
 	float64s, fill64 := listOf[float64](arrow.PrimitiveTypes.Float64)
-	fuzzCodec(f, CodecArrow, stream(f, fixedSize(3), nil, fillFixed(vectors)), stream(f, float64s, nil, fill64(vectors)), dictionaryStream(f))
+	fuzzCodec(f, CodecArrow, encodeArrow, nil, stream(f, fixedSize(3), nil, fillFixed(vectors)), stream(f, float64s, nil, fill64(vectors)), dictionaryStream(f))
 }
 
 // Arrow's own reader dies of about one in a hundred such inputs.

@@ -120,14 +120,7 @@ func readLabelled(ctx context.Context, src Source, dir string, shares [numParts]
 				part = partFit
 			}
 			if part == partFit {
-				d.perClass[class]++
-				times := 1.
-				if raw {
-					times = float64(norm)
-				}
-				for j, v := range unit {
-					d.sums[int(class)*dim+j] += times * float64(v)
-				}
+				d.count(class, norm, unit, raw)
 			}
 			if err := d.parts[part].append(class, norm, unit); err != nil {
 				return err
@@ -152,6 +145,18 @@ func readLabelled(ctx context.Context, src Source, dir string, shares [numParts]
 	}
 	d.sortClasses(first)
 	return d, nil
+}
+
+// count adds a record to fit to the sums.
+func (d *dataset) count(class int32, norm float32, unit []float32, raw bool) {
+	d.perClass[class]++
+	times := 1.
+	if raw {
+		times = float64(norm)
+	}
+	for j, v := range unit {
+		d.sums[int(class)*d.dim+j] += times * float64(v)
+	}
 }
 
 func (c *Counts) check() error {
@@ -240,6 +245,19 @@ func (d *dataset) means() ([]float32, error) {
 		return nil, errors.New("the embeddings of all classes point in the same direction: there is nothing to tell them apart by")
 	}
 	return p, nil
+}
+
+// mean returns the mean of all embeddings to fit, [D].
+func (d *dataset) mean() []float32 {
+	mean := make([]float32, d.dim)
+	for j := range mean {
+		sum, n := 0., 0
+		for c, records := range d.perClass {
+			sum, n = sum+d.sums[c*d.dim+j], n+records
+		}
+		mean[j] = float32(sum / float64(n))
+	}
+	return mean
 }
 
 // classWeights weigh the classes so that each counts as much as any other.

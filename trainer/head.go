@@ -58,7 +58,21 @@ func (h *head) directional() bool { return h.scaled() }
 // scaled reports whether the head has a distance scale.
 func (h *head) scaled() bool { return h.loss == model.IsoMaxPlus || h.loss == model.DisMax }
 
-func (h *head) projected() bool { return len(h.full.value) > 0 || h.rank > 0 }
+func (h *head) projected() bool {
+	kind, _ := h.projection()
+	return kind != ProjectionNone
+}
+
+// projection returns what kind it is, and the rank of a low-rank one.
+func (h *head) projection() (Projection, int) {
+	switch {
+	case len(h.full.value) > 0:
+		return ProjectionFull, 0
+	case h.rank > 0:
+		return ProjectionLowRank, h.rank
+	}
+	return ProjectionNone, 0
+}
 
 // params are all that is fitted.
 func (h *head) params() []param {

@@ -28,13 +28,13 @@ func TestRecipes(t *testing.T) {
 	outliers := Files(save(t, cluster(rand.New(rand.NewPCG(3, 3)), 3, 300, "")))
 	for _, loss := range model.Heads() {
 		for _, change := range []func(r *Recipe){
-			func(r *Recipe) {},
+			func(r *Recipe) { r.Projection = ProjectionFull },
 			func(r *Recipe) { r.Projection, r.Rank = ProjectionLowRank, 4 },
 			func(r *Recipe) { r.Projection = ProjectionNone },
 			func(r *Recipe) {
 				r.Projection, r.Optimizer, r.Schedule, r.Initial = ProjectionNone, SGD, ScheduleStep, InitialRandom
 			},
-			func(r *Recipe) { r.ClassWeights, r.Patience = true, 2 },
+			func(r *Recipe) { r.Projection, r.ClassWeights, r.Patience = ProjectionFull, true, 2 },
 		} {
 			opts := options(t, data)
 			opts.Recipe.Detector, opts.Recipe.Epochs = loss, 10
@@ -194,6 +194,7 @@ func TestClassWeights(t *testing.T) {
 
 func TestWarmStart(t *testing.T) {
 	opts := options(t, clusters(1, 300, "a", "b", "c"))
+	opts.Recipe.Projection = ProjectionFull
 	first, _, err := Train(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/oodmon/oodmon/model"
@@ -169,6 +170,172 @@ func TestTrainingAgreesWithTheAuthors(t *testing.T) {
 				closeTo(t, fmt.Sprint("final parameter ", i), h.params()[i].value, p.value, 1e-4)
 			}
 		})
+	}
+}
+
+// twoSteps is the authors' loss of a batch with logits as they take it: in float32
+// the probabilities first, of which a row's is rounded to at most 24 bits, then
+// their logarithm.
+func twoSteps(logits []float32, c int, y []int32, entropicScale float64) float64 {
+	loss, e := 0., float32(entropicScale)
+	for i, class := range y {
+		row := logits[i*c : (i+1)*c]
+		largest, sum := e*slices.Max(row), float32(0)
+		exp := func(v float32) float32 { return float32(math.Exp(float64(e*v - largest))) }
+		for _, v := range row {
+			sum += exp(v)
+		}
+		loss -= math.Log(float64(exp(row[class]) / sum))
+	}
+	return loss / float64(len(y))
+}
+
+// What the two-step logarithm of the authors amounts to. Of the heads as they are
+// trained here, it gives their losses to 1e-4 at every step without any
+// allowance, also where a probability is so near 1 that its rounding shows: there
+// the loss of step is the more exact one. Both lead to the same parameters
+// (TestTrainingAgreesWithTheAuthors). Where a probability underflows, two steps
+// are infinite; step is not.
+func TestTwoStepLogarithm(t *testing.T) {
+	for kind, loss := range kinds {
+		floats, ints, shapes := readReference(t, filepath.Join("testdata", "training_"+kind+".safetensors"))
+		h := headFrom(loss, "initial.", floats, shapes)
+		x, y := floats["features"], ints["targets"]
+		entropicScale := 10.
+		if loss == model.Softmax {
+			entropicScale = 1
+		}
+		optimise := newSGD(h.params(), 1e-4)
+		steps := len(y) / 64
+		for step, want := range floats["losses"] {
+			rate, first := []float64{.1, .1, .01, .001}[step/steps/5], step%steps*64
+			batch, truth := x[first*h.d:(first+64)*h.d], y[first:first+64]
+			if got := twoSteps(h.logits(batch, 64), h.c, truth, entropicScale); math.Abs(got-float64(want)) > 1e-4*float64(want) {
+				t.Fatalf("%s, step %d: loss %.9g by two steps, the authors have %.9g", kind, step, got, want)
+			}
+			h.step(batch, truth, nil, entropicScale)
+			optimise.step(rate)
+		}
+	}
+
+	// A record at the prototype of another class, 2 from its own: E·L is 1000
+	// apart.
+	h := newHead(model.IsoMaxPlus, ProjectionNone, 0, 2, 2)
+	copy(h.prototypes.value, []float32{1, 0, -1, 0})
+	x, y := []float32{1, 1e-3}, []int32{1}
+	if two := twoSteps(h.logits(x, 1), 2, y, 500); !math.IsInf(two, 1) {
+		t.Errorf("two steps: loss %g, want +Inf", two)
+	}
+	if got := h.step(x, y, nil, 500); math.Abs(got-1000) > 1 {
+		t.Errorf("loss %g, want about 1000", got)
+	}
+	for _, p := range h.params() {
+		for _, g := range p.grad {
+			if math.IsNaN(float64(g)) || math.IsInf(float64(g), 0) {
+				t.Errorf("gradient %g", p.grad)
+				break
+			}
+		}
+	}
+}
+
+// ECE and NLL are those of their definitions, computed here in float64 from the
+// parameters of a model, step by step: cosines, distances, probabilities, bins.
+func TestCalibrationErrorByItsDefinition(t *testing.T) {
+	random := rand.New(rand.NewPCG(6, 6))
+	rows := func(n int) []row {
+		var all []row
+		for range n {
+			class := random.IntN(3)
+			all = append(all, cluster(random, class, 1, string(rune('a'+class)))...)
+			for j := range all[len(all)-1].Embedding {
+				all[len(all)-1].Embedding[j] += float32(.5 * random.NormFloat64()) // so that they overlap
+			}
+		}
+		return all
+	}
+	data, judged := rows(3000), rows(2000)
+	opts := options(t, data)
+	opts.Recipe.Projection = ProjectionFull
+	m, _, err := Train(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := Evaluate(t.Context(), m, inMemory(judged), inMemory(rows(100)))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	unit := func(x []float64) []float64 {
+		norm := 0.
+		for _, v := range x {
+			norm += v * v
+		}
+		for j := range x {
+			x[j] /= math.Sqrt(norm)
+		}
+		return x
+	}
+	matrix := m.Transform.Matrix.Data().([]float32)
+	nll, records, right, confidence := 0., make([]float64, 15), make([]float64, 15), make([]float64, 15)
+	for _, r := range judged {
+		z := make([]float64, dim)
+		for i, v := range r.Embedding {
+			for j := range z {
+				z[j] += float64(v) * float64(matrix[i*dim+j])
+			}
+		}
+		unit(z)
+		p, sum, best := make([]float64, 3), 0., 0
+		for k := range p {
+			prototype, square := make([]float64, dim), 0.
+			for j := range prototype {
+				prototype[j] = float64(m.PrototypeData()[k*dim+j])
+			}
+			for j, v := range unit(prototype) {
+				square += (z[j] - v) * (z[j] - v)
+			}
+			p[k] = math.Exp(-math.Abs(float64(m.DistanceScale)) * math.Sqrt(square) / m.Temperature)
+			if sum += p[k]; p[k] > p[best] {
+				best = k
+			}
+		}
+		class := int(r.Label[0] - 'a')
+		nll -= math.Log(p[class]/sum) / float64(len(judged))
+		bin := 0
+		for ; float64(bin+1)/15 < p[best]/sum; bin++ { // (bin/15, (bin+1)/15]
+		}
+		records[bin]++
+		confidence[bin] += p[best] / sum
+		if best == class {
+			right[bin]++
+		}
+	}
+	ece := 0.
+	for i, n := range records {
+		if n > 0 {
+			ece += n / float64(len(judged)) * math.Abs(right[i]/n-confidence[i]/n)
+		}
+	}
+	if nll < .05 || ece < .002 { // else the comparison says little
+		t.Errorf("NLL %g and ECE %g: the data is too easy", nll, ece)
+	}
+	if math.Abs(*e.NLL-nll) > 1e-5*nll || math.Abs(*e.ECE-ece) > 1e-5 {
+		t.Errorf("NLL %.9f and ECE %.9f, want %.9f and %.9f", *e.NLL, *e.ECE, nll, ece)
+	}
+	// From given logits, to 1e-9.
+	l, want := new(likelihood), 0.
+	for range 500 {
+		logits := []float32{float32(random.NormFloat64()), float32(random.NormFloat64()), float32(20 * random.NormFloat64())}
+		class, sum := random.IntN(3), 0.
+		for _, v := range logits {
+			sum += math.Exp(.7 * float64(v))
+		}
+		want += math.Log(sum) - .7*float64(logits[class])
+		l.add(logits, class, .7)
+	}
+	if math.Abs(l.nll-want) > 1e-9*want {
+		t.Errorf("NLL of given logits %.12f, want %.12f", l.nll, want)
 	}
 }
 

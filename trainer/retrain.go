@@ -129,6 +129,9 @@ func (r *RetrainReport) Text() string {
 	default:
 		line("fit         %d epochs; loss %.4f", t.Epochs, t.Loss)
 	}
+	if t.ProjectionTrial != nil {
+		line("            %s", t.ProjectionTrial)
+	}
 	line("            %s", t.Temperature)
 	standing := func(what string, s *Standing) {
 		line("%-11s model %s: accuracy %.4f, false-positive rate %.4f%s%s", what, s.Version, s.Accuracy, s.FalsePositiveRate,

@@ -2,33 +2,40 @@ package trainer
 
 import (
 	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
+
+	"github.com/apache/arrow/go/v15/arrow"
 )
 
 const (
 	spoolChunk    = 256      // rows read at once
 	shuffleWindow = 64 << 20 // bytes of rows that are shuffled together
+	rowHeader     = 2        // values before the vector of a row
+	// residentDefault is the residentLimit of a process without a memory limit.
+	residentDefault = 256 << 20
 )
 
 // A spool keeps labelled embeddings in a temporary file of rows of one size, so
 // that memory does not grow with them and every epoch can read them in another
-// order. A row is its class, int32, its norm and D values of its unit vector,
-// float32, all little-endian.
+// order. A row is D+2 float32 in the machine's byte order: the bits of its class,
+// its norm, and its unit vector.
 type spool struct {
 	file *os.File
 	w    *bufio.Writer
 	dim  int
 	rows int
-	row  []byte // one, to write
+	row  []float32 // one, to write
 	// raw gives rows to a fit with their norms; else they are unit vectors.
 	raw bool
 	// renumber gives the class that a written one now has.
 	renumber []int32
+	// resident holds all rows, once they are shuffled, if they fit in memory.
+	resident []float32
 }
 
 func newSpool(dir string, dim int, raw bool) (*spool, error) {
@@ -36,19 +43,16 @@ func newSpool(dir string, dim int, raw bool) (*spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make spool: %w", err)
 	}
-	return &spool{file: f, w: bufio.NewWriterSize(f, 1<<20), dim: dim, raw: raw, row: make([]byte, 8+4*dim)}, nil
+	return &spool{file: f, w: bufio.NewWriterSize(f, 1<<20), dim: dim, raw: raw, row: make([]float32, rowHeader+dim)}, nil
 }
 
 // close removes the file.
 func (s *spool) close() error { return errors.Join(s.file.Close(), os.Remove(s.file.Name())) }
 
 func (s *spool) append(class int32, norm float32, unit []float32) error {
-	binary.LittleEndian.PutUint32(s.row, uint32(class))
-	binary.LittleEndian.PutUint32(s.row[4:], math.Float32bits(norm))
-	for i, v := range unit {
-		binary.LittleEndian.PutUint32(s.row[8+4*i:], math.Float32bits(v))
-	}
-	if _, err := s.w.Write(s.row); err != nil {
+	s.row[0], s.row[1] = math.Float32frombits(uint32(class)), norm
+	copy(s.row[rowHeader:], unit)
+	if _, err := s.w.Write(arrow.Float32Traits.CastToBytes(s.row)); err != nil {
 		return fmt.Errorf("write spool %s: %w", s.file.Name(), err)
 	}
 	s.rows++
@@ -62,30 +66,26 @@ func (s *spool) flush() error {
 	return nil
 }
 
-// size is how many bytes n rows take.
-func (s *spool) size(n int) int { return n * (8 + 4*s.dim) }
+// size is how many values n rows take.
+func (s *spool) size(n int) int { return n * (rowHeader + s.dim) }
 
 // read fills buf with the rows from first on.
-func (s *spool) read(first int, buf []byte) error {
-	if _, err := s.file.ReadAt(buf, int64(first)*int64(s.size(1))); err != nil {
+func (s *spool) read(first int, buf []float32) error {
+	if _, err := s.file.ReadAt(arrow.Float32Traits.CastToBytes(buf), 4*int64(s.size(1))*int64(first)); err != nil {
 		return fmt.Errorf("read spool %s: %w", s.file.Name(), err)
 	}
 	return nil
 }
 
-// decode takes the values of a row into x, and returns its class.
-func (s *spool) decode(row []byte, x []float32, raw bool) int32 {
-	row = row[:8+4*len(x)]
-	for j := range x {
-		x[j] = math.Float32frombits(binary.LittleEndian.Uint32(row[8+4*j:]))
-	}
-	if raw {
-		norm := math.Float32frombits(binary.LittleEndian.Uint32(row[4:]))
+// decode takes the values of a row into x, [D], and returns its class.
+func (s *spool) decode(row, x []float32, raw bool) int32 {
+	copy(x, row[rowHeader:rowHeader+len(x)])
+	if norm := row[1]; raw {
 		for j := range x {
 			x[j] *= norm
 		}
 	}
-	return s.renumber[binary.LittleEndian.Uint32(row)]
+	return s.renumber[math.Float32bits(row[0])]
 }
 
 // inOrder calls fn with all rows as they were given, a chunk at a time.
@@ -94,7 +94,7 @@ func (s *spool) inOrder(fn func(x []float32, y []int32) error) error {
 }
 
 func (s *spool) chunks(raw bool, fn func(x []float32, y []int32) error) error {
-	buf, x, y := make([]byte, s.size(spoolChunk)), make([]float32, spoolChunk*s.dim), make([]int32, spoolChunk)
+	buf, x, y := make([]float32, s.size(spoolChunk)), make([]float32, spoolChunk*s.dim), make([]int32, spoolChunk)
 	for first := 0; first < s.rows; first += spoolChunk {
 		n := min(spoolChunk, s.rows-first)
 		if err := s.read(first, buf[:s.size(n)]); err != nil {
@@ -112,28 +112,43 @@ func (s *spool) chunks(raw bool, fn func(x []float32, y []int32) error) error {
 
 // shuffled calls fn with batches of all rows in random order. Chunks come in
 // random order and are shuffled within a window; if all rows fit in it, every
-// order is as likely.
+// order is as likely. The order does not depend on whether the rows are resident.
 func (s *spool) shuffled(random *rand.Rand, batch int, fn func(x []float32, y []int32) error) error {
+	if s.resident == nil && int64(4*s.size(s.rows)) <= residentLimit() {
+		s.resident = make([]float32, s.size(s.rows))
+		if err := s.read(0, s.resident); err != nil {
+			return err
+		}
+	}
 	chunks := (s.rows + spoolChunk - 1) / spoolChunk
-	window := min(chunks, max(1, shuffleWindow/s.size(spoolChunk))) // chunks
-	buf := make([]byte, s.size(min(window*spoolChunk, s.rows)))
+	window := min(chunks, max(1, shuffleWindow/4/s.size(spoolChunk))) // chunks
+	values := s.resident
+	if values == nil {
+		values = make([]float32, s.size(min(window*spoolChunk, s.rows)))
+	}
 	batch = min(batch, s.rows)
 	x, y := make([]float32, batch*s.dim), make([]int32, 0, batch)
+	starts := make([]int, 0, window*spoolChunk) // of the rows of the window, in values
 	order := random.Perm(chunks)
 	for len(order) > 0 {
-		rows := 0
+		starts = starts[:0]
 		for _, chunk := range order[:min(window, len(order))] {
 			first := chunk * spoolChunk
-			n := min(spoolChunk, s.rows-first)
-			if err := s.read(first, buf[s.size(rows):s.size(rows+n)]); err != nil {
-				return err
+			n, start := min(spoolChunk, s.rows-first), s.size(first)
+			if s.resident == nil {
+				start = s.size(len(starts))
+				if err := s.read(first, values[start:start+s.size(n)]); err != nil {
+					return err
+				}
 			}
-			rows += n
+			for i := range n {
+				starts = append(starts, start+s.size(i))
+			}
 		}
 		order = order[min(window, len(order)):]
-		for _, i := range random.Perm(rows) {
+		for _, i := range random.Perm(len(starts)) {
 			at := len(y) * s.dim
-			if y = append(y, s.decode(buf[s.size(i):], x[at:at+s.dim], s.raw)); len(y) < batch {
+			if y = append(y, s.decode(values[starts[i]:], x[at:at+s.dim], s.raw)); len(y) < batch {
 				continue
 			}
 			if err := fn(x, y); err != nil {
@@ -146,4 +161,13 @@ func (s *spool) shuffled(random *rand.Rand, batch int, fn func(x []float32, y []
 		return fn(x[:len(y)*s.dim], y)
 	}
 	return nil
+}
+
+// residentLimit is how many bytes of rows stay in memory from epoch to epoch: a
+// quarter of the Go runtime's memory limit, where one is set.
+func residentLimit() int64 {
+	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+		return limit / 4
+	}
+	return residentDefault
 }

@@ -15,7 +15,8 @@ import (
 // The choices that a Recipe names.
 type (
 	// A Projection is what comes before the prototypes: "full", x + x·F with F
-	// [D, D] started at 0; "low-rank", x + (x·U)·V; or "none".
+	// [D, D] started at 0; "low-rank", x + (x·U)·V; "none"; or "auto", a full one
+	// where it helps to tell classes apart that the fit does not know, else none.
 	Projection string
 	// An Initial is where prototypes start: "means", the mean embeddings of the
 	// classes; or "random", the authors' values: N(0,1), for softmax uniform
@@ -29,6 +30,7 @@ type (
 )
 
 const (
+	ProjectionAuto    Projection = "auto"
 	ProjectionFull    Projection = "full"
 	ProjectionLowRank Projection = "low-rank"
 	ProjectionNone    Projection = "none"
@@ -74,7 +76,7 @@ type Recipe struct {
 // DefaultRecipe returns the recipe of a user who chose nothing.
 func DefaultRecipe() Recipe {
 	return Recipe{
-		Detector: model.IsoMaxPlus, Projection: ProjectionFull, Rank: 64, Initial: InitialMeans, Optimizer: AdamW, Schedule: ScheduleCosine,
+		Detector: model.IsoMaxPlus, Projection: ProjectionAuto, Rank: 64, Initial: InitialMeans, Optimizer: AdamW, Schedule: ScheduleCosine,
 		Epochs: 30, BatchSize: 128, WeightDecay: .01, EntropicScale: 10,
 		Neighbours: 5, Bank: 20000,
 	}
@@ -95,7 +97,7 @@ func (r *Recipe) Validate() error {
 	if scores := model.Scores(r.Detector); r.Score != "" && scores != nil {
 		check(slices.Contains(scores, r.Score), "score: %q is not one of %q of detector %s", r.Score, scores, r.Detector)
 	}
-	choice("projection", string(r.Projection), string(ProjectionFull), string(ProjectionLowRank), string(ProjectionNone))
+	choice("projection", string(r.Projection), string(ProjectionAuto), string(ProjectionFull), string(ProjectionLowRank), string(ProjectionNone))
 	choice("initial", string(r.Initial), string(InitialMeans), string(InitialRandom))
 	choice("optimizer", string(r.Optimizer), string(AdamW), string(SGD))
 	choice("schedule", string(r.Schedule), string(ScheduleCosine), string(ScheduleStep))
@@ -178,6 +180,9 @@ type Report struct {
 	// Restarted says why.
 	Started   string `json:"started,omitempty"`
 	Restarted string `json:"restarted,omitempty"`
+	// ProjectionTrial says why the recipe "auto" became what it is; nil where it
+	// was another, or that of the model that the fit goes on from.
+	ProjectionTrial *ProjectionTrial `json:"projection_trial,omitempty"`
 	// Epochs were run; Loss is the mean over the last. ValidationLoss is that of
 	// the epoch that was kept, where records were kept apart to stop by.
 	Epochs         int         `json:"epochs"`
@@ -228,8 +233,14 @@ func (r *Recipe) read(ctx context.Context, src Source, dir string, calibration, 
 // train fits to data; its calibration part calibrates, where there is no other
 // source for it.
 func train(ctx context.Context, data *dataset, opts Options) (*model.Model, *Report, error) {
+	report := &Report{Counts: data.counts, Fitted: data.parts[partFit].rows, Classes: len(data.classes), Dim: data.dim}
+	if opts.Recipe.Projection == ProjectionAuto {
+		if err := chooseProjection(ctx, data, &opts, report); err != nil {
+			return nil, nil, err
+		}
+	}
 	opts.Recipe = opts.Recipe.resolved()
-	report := &Report{Counts: data.counts, Fitted: data.parts[partFit].rows, Classes: len(data.classes), Dim: data.dim, Recipe: opts.Recipe}
+	report.Recipe = opts.Recipe
 	m := &model.Model{
 		Detector: opts.Recipe.Detector, Score: opts.Recipe.Score, EntropicScale: opts.Recipe.EntropicScale, Temperature: 1,
 		Classes: data.classes, Alpha: opts.Alpha, Delta: opts.Delta, Created: opts.Created.UTC().Truncate(time.Second), Parent: opts.Parent,

@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -212,10 +214,11 @@ func TestTrainStops(t *testing.T) {
 	empty(t, opts.TempDir)
 }
 
-// More rows than the window holds: each comes once in every pass.
+// More rows than the window holds: each comes once in every pass, in an order that
+// does not depend on whether memory holds them.
 func TestSpoolBeyondTheWindow(t *testing.T) {
 	const d = 4096 // rows of 16 KiB: the window holds 16 chunks
-	s, err := newSpool(t.TempDir(), d, false)
+	s, err := newSpool(t.TempDir(), d, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,33 +226,41 @@ func TestSpoolBeyondTheWindow(t *testing.T) {
 	const rows = 20*spoolChunk + 17
 	x := make([]float32, d)
 	for i := range rows {
-		x[0] = float32(i)
-		if err := s.append(0, 1, x); err != nil {
+		x[0], x[d-1] = float32(i), 1
+		if err := s.append(int32(i%3), 2, x); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := s.flush(); err != nil {
 		t.Fatal(err)
 	}
-	s.renumber = []int32{3}
-	random := rand.New(rand.NewPCG(1, 1))
-	seen, inPlace, next := make([]int, rows), 0, 0
-	err = s.shuffled(random, 100, func(x []float32, y []int32) error {
-		for i := range y {
-			at := int(x[i*d])
-			seen[at]++
-			if y[i] != 3 {
-				return fmt.Errorf("row %d has class %d, want 3", at, y[i])
+	s.renumber = []int32{3, 4, 5}
+	pass := func() (order []int) {
+		err := s.shuffled(rand.New(rand.NewPCG(1, 1)), 100, func(x []float32, y []int32) error {
+			for i := range y {
+				at := int(x[i*d]) / 2 // times the norm
+				if order = append(order, at); y[i] != int32(3+at%3) || x[(i+1)*d-1] != 2 {
+					return fmt.Errorf("row %d has class %d and ends in %g, want %d and 2", at, y[i], x[(i+1)*d-1], 3+at%3)
+				}
 			}
-			if at == next {
-				inPlace++
-			}
-			next++
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
+		return order
+	}
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(4 * 64 << 20))
+	order := pass()
+	if s.resident != nil {
+		t.Error("rows of 80 MiB are kept in memory, with a limit of 256 MiB")
+	}
+	seen, inPlace := make([]int, rows), 0
+	for i, at := range order {
+		seen[at]++
+		if at == i {
+			inPlace++
+		}
 	}
 	for at, n := range seen {
 		if n != 1 {
@@ -258,6 +269,12 @@ func TestSpoolBeyondTheWindow(t *testing.T) {
 	}
 	if inPlace > rows/100 {
 		t.Errorf("%d of %d rows came in their own place: not shuffled", inPlace, rows)
+	}
+	debug.SetMemoryLimit(4 * 128 << 20)
+	for range 2 {
+		if again := pass(); s.resident == nil || !slices.Equal(again, order) {
+			t.Errorf("resident %t: the order is another", s.resident != nil)
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ func newTrainCommand() *cobra.Command {
 		Use:   "train --data FILE [--data FILE]... --output MODEL",
 		Short: "Fit a detector to labelled embeddings and calibrate it",
 		Long: `train fits a head (IsoMax+, unless --detector says otherwise), and a linear
-projection before it, to labelled embeddings. It fits the temperature of the
+projection before it where that helps, to labelled embeddings. It fits the temperature of the
 probabilities and the threshold on embeddings that the fit never saw, and writes
 a model file. Of detectors that need no training it keeps the statistics; 'oodmon
 eval --detectors all' compares them.
@@ -77,6 +77,9 @@ carries.`,
 			if report.Restarted != "" {
 				fmt.Fprintf(cmd.OutOrStdout(), "the fit could not go on from model %s: %s; it started afresh\n", opts.Start.Version, report.Restarted)
 			}
+			if report.ProjectionTrial != nil {
+				fmt.Fprintln(cmd.OutOrStdout(), report.ProjectionTrial)
+			}
 			if model.HasLogits(m.Detector) {
 				fmt.Fprintln(cmd.OutOrStdout(), report.Temperature)
 			}
@@ -92,11 +95,11 @@ carries.`,
 	f.StringVar(&start, "start", "", "model file, or registry, to go on from")
 	addRateFlags(f, &opts.Alpha, &opts.Delta)
 	r := &opts.Recipe
-	f.StringVar(&r.Detector, "detector", r.Detector, "a head: isomax+, isomax, dismax or softmax; or what needs no training: class-means, knn, mahalanobis or relative-mahalanobis")
+	f.StringVar(&r.Detector, "detector", r.Detector, "a head: isomax+, isomax, dismax or softmax; or what needs no training: class-means, knn, mahalanobis, relative-mahalanobis or fdbd")
 	f.StringVar(&r.Score, "score", r.Score, "of a head: mds, mps, es, mmls, mmles, max-logit or energy (default: mds for isomax+, es for isomax, mmles for dismax, mps for softmax)")
 	f.IntVar(&r.Neighbours, "neighbours", r.Neighbours, "of knn: the distance to this nearest record is the score")
 	f.IntVar(&r.Bank, "bank", r.Bank, "of knn: of more records than this, a random sample is kept")
-	f.StringVar((*string)(&r.Projection), "projection", string(r.Projection), "learned, before the prototypes: full, low-rank or none")
+	f.StringVar((*string)(&r.Projection), "projection", string(r.Projection), "learned, before the prototypes: full, low-rank, none; auto: full where that helps against classes left out of a trial, else none")
 	f.IntVar(&r.Rank, "rank", r.Rank, "of a low-rank projection")
 	f.StringVar((*string)(&r.Initial), "initial", string(r.Initial), "where prototypes start: at the class means, or random")
 	f.StringVar((*string)(&r.Optimizer), "optimizer", string(r.Optimizer), "adamw, or sgd with Nesterov momentum 0.9")

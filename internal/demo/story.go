@@ -30,13 +30,9 @@ const (
 // fit trains a head on the labelled digits and publishes it to a registry.
 func fit(ctx context.Context, dir, registry string, out io.Writer) (*model.Model, error) {
 	start := time.Now()
-	// The network was trained with an IsoMax+ head on these very 32 dimensions:
-	// a projection of them would only fit the known digits closer.
-	recipe := trainer.DefaultRecipe()
-	recipe.Projection = trainer.ProjectionNone
 	mod, report, err := trainer.Train(ctx, trainer.Options{
 		Data: trainer.Files(filepath.Join(dir, "train.arrow")), Calibration: trainer.Files(filepath.Join(dir, "calibration.arrow")),
-		Recipe: recipe, Alpha: .01, Delta: .05, Created: time.Now(), TempDir: dir,
+		Recipe: trainer.DefaultRecipe(), Alpha: .01, Delta: .05, Created: time.Now(), TempDir: dir,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("fit the head: %w", err)
