@@ -35,13 +35,17 @@ leaves, within shutdown.drain_timeout. SIGHUP: the registry is read now.`,
 			if cfg.MemoryLimit > 0 {
 				debug.SetMemoryLimit(cfg.MemoryLimit)
 			}
+			// From here on: a SIGHUP while brokers are being reached ends nothing.
+			hangup := make(chan os.Signal, 1)
+			signal.Notify(hangup, syscall.SIGHUP)
+			defer signal.Stop(hangup)
 			m, err := monitor.New(cmd.Context(), cfg, slog.Default())
 			if err != nil {
 				return err
 			}
 			ctx, stop := context.WithCancel(cmd.Context())
 			var reloading sync.WaitGroup
-			reloading.Go(func() { reloadOnHangup(ctx, m) })
+			reloading.Go(func() { reloadOnHangup(ctx, m, hangup) })
 			err = m.Run(ctx)
 			stop()
 			reloading.Wait()
@@ -53,10 +57,7 @@ leaves, within shutdown.drain_timeout. SIGHUP: the registry is read now.`,
 }
 
 // reloadOnHangup reads the registry at each SIGHUP until ctx is done.
-func reloadOnHangup(ctx context.Context, m *monitor.Monitor) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+func reloadOnHangup(ctx context.Context, m *monitor.Monitor, hangup <-chan os.Signal) {
 	for {
 		select {
 		case <-ctx.Done():
