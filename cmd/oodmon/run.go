@@ -22,8 +22,9 @@ func newRunCommand() *cobra.Command {
 model, publishes the scores to output.topic, what cannot be scored to
 dead_letter.topic, and serves metrics, health checks and a status page.
 
-SIGTERM or SIGINT: the batch in hand is finished and committed, then the process
-leaves, within shutdown.drain_timeout. SIGHUP: the registry is read now.`,
+SIGTERM or SIGINT: the batch in hand is finished and committed and the group left
+within shutdown.drain_timeout; the last incidents and answers have 5 s more.
+SIGHUP: the registry is read now.`,
 		Example: `  oodmon run --config oodmon.yml
   kill -HUP $(pidof oodmon)     # take in the registry's current model now`,
 		Args: cobra.NoArgs,
