@@ -121,6 +121,7 @@ func bins(threshold float64, calibration []float32) (start, width float64) {
 func (t *tally) fill(s *Status, now time.Time, classes []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	s.Classes = []ClassStatus{} // not null for the page
 	s.Records, s.OOD, s.DeadLettered, s.LastRecord = t.records, t.ood, t.deadLettered, t.lastRecord
 	s.ScoreHistogram, s.ScoreBinStart, s.ScoreBinWidth = slices.Clone(t.histogram[:]), t.binStart, t.binWidth
 	if t.version == s.Model {

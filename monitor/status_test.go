@@ -1,7 +1,9 @@
 package monitor
 
 import (
+	"encoding/json"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,5 +49,14 @@ func TestHistogramOfANegativeScore(t *testing.T) {
 		if len(at) != 4 || at[0] != 0 || at[1] < edge/3 || at[1] >= edge || at[2] < edge || at[2] == statusBins-1 || at[3] != statusBins-1 || !slices.IsSorted(at) {
 			t.Errorf("%s: the bins are %v, the threshold's %d; from %g, %g wide", detector, at, edge, status.ScoreBinStart, status.ScoreBinWidth)
 		}
+	}
+}
+
+// Before the first record the page has a list of no classes to show, not null.
+func TestStatusOfNothing(t *testing.T) {
+	var status Status
+	new(tally).fill(&status, time.Now(), []string{"a"})
+	if text, err := json.Marshal(status); err != nil || !strings.Contains(string(text), `"classes":[]`) {
+		t.Errorf("%s, %v", text, err)
 	}
 }
