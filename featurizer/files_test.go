@@ -333,8 +333,10 @@ func TestFilesRefuse(t *testing.T) {
 
 func TestLabelsOfAMatrix(t *testing.T) {
 	for labels, want := range map[string]string{
-		"a\nb\n":       "row 2 of 3 has no label: the labels end before",
-		"a\nb\nc\nd\n": "there are more labels than the 3 rows",
+		"a\nb\n":                               "row 2 of 3 has no label: the labels end before",
+		"a\nb\nc\nd\n":                         "there are more labels than the 3 rows",
+		"a\nb\n" + strings.Repeat("c", 70_000): "the label of row 2 of 3: bufio.Scanner: token too long",
+		"a\nb\nc\n" + strings.Repeat("d", 70_000): "there are more labels than the 3 rows",
 	} {
 		path := write(t, "x.npy", npy("<f4", vectors))
 		if err := os.WriteFile(strings.TrimSuffix(path, ".npy")+".labels.txt", []byte(labels), 0o600); err != nil {
@@ -345,7 +347,7 @@ func TestLabelsOfAMatrix(t *testing.T) {
 			_, err = r.Next()
 		}
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%q: %v, want %s", labels, err, want)
+			t.Errorf("%.20q: %v, want %s", labels, err, want)
 		}
 		r.Close()
 	}

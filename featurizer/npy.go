@@ -47,7 +47,11 @@ func npyRows(r, labels io.Reader) iter.Seq2[fileRow, error] {
 			npyValues(row.embedding, raw, size)
 			if lines != nil {
 				if !lines.Scan() {
-					yield(fileRow{}, fmt.Errorf("row %d of %d has no label: the labels end before", i, rows))
+					err := fmt.Errorf("row %d of %d has no label: the labels end before", i, rows)
+					if lines.Err() != nil {
+						err = fmt.Errorf("the label of row %d of %d: %w", i, rows, lines.Err())
+					}
+					yield(fileRow{}, err)
 					return
 				}
 				row.label = optional{lines.Bytes(), true}
@@ -60,7 +64,7 @@ func npyRows(r, labels io.Reader) iter.Seq2[fileRow, error] {
 			yield(fileRow{}, fmt.Errorf("bytes follow the %d rows of the header's shape", rows))
 			return
 		}
-		if lines != nil && lines.Scan() {
+		if lines != nil && (lines.Scan() || lines.Err() != nil) {
 			yield(fileRow{}, fmt.Errorf("there are more labels than the %d rows", rows))
 		}
 	}

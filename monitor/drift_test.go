@@ -1,9 +1,12 @@
 package monitor
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -287,5 +290,68 @@ func TestRetrainWebhook(t *testing.T) {
 	server.Close()
 	if err := post(t.Context(), server.URL+"/?token=secret", nil); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("got %v; the address must not be in it", err)
+	}
+}
+
+// What waits when the process is told to end is handed on all the same.
+func TestIncidentsOutliveTheDrain(t *testing.T) {
+	var called atomic.Int32
+	posted, release := make(chan struct{}, 2), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		posted <- struct{}{}
+		select {
+		case <-release:
+			called.Add(1)
+		case <-r.Context().Done():
+		}
+	}))
+	defer server.Close()
+	f := newFixture(t)
+	f.cfg.Drift.RetrainWebhook.URL = server.URL
+	m, stop := f.run(t)
+	kafkatest.Eventually(t, time.Minute, m.consumer.Ready)
+	m.alarm(drift.Alarm{Detector: drift.Retrain, Model: "0123456789ab"})
+	m.alarm(drift.Alarm{Detector: drift.Retrain, Model: "0123456789ac"})
+	<-posted
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		stop()
+	}()
+	kafkatest.Eventually(t, time.Minute, func() error {
+		if m.consumer.Ready() == nil {
+			return errors.New("still a member of the group")
+		}
+		return nil
+	})
+	close(release)
+	<-stopped
+	if n := called.Load(); n != 2 {
+		t.Errorf("the webhook took %d of 2 recommendations", n)
+	}
+}
+
+// A profile that is being taken, or a client that is slow, does not make the end
+// of the process a failure.
+func TestCloseCutsOffALongAnswer(t *testing.T) {
+	listeners, err := listen(WebConfig{ListenAddresses: []string{"127.0.0.1:0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := make(chan struct{})
+	s := serve(listeners, WebConfig{}, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(begun)
+		<-r.Context().Done()
+	}), slog.New(slog.DiscardHandler))
+	go func() {
+		if resp, err := http.Get("http://" + listeners[0].Addr().String()); err == nil {
+			resp.Body.Close()
+		}
+	}()
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := s.close(ctx); err != nil {
+		t.Error(err)
 	}
 }

@@ -136,9 +136,13 @@ func serve(listeners []net.Listener, cfg WebConfig, handler http.Handler, log *s
 	return s
 }
 
-// close stops the server and waits for it.
+// close stops the server and waits for it. Answers that take longer than ctx, a
+// profile's for example, are cut off: that is no failure.
 func (s *server) close(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = s.http.Close()
+	}
 	if served := <-s.done; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)
 	}

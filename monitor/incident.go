@@ -92,7 +92,7 @@ func keepIncident(dir string, keep int, incident *Incident) error {
 		return fmt.Errorf("drift.incidents.dir: %w", err)
 	}
 	path := filepath.Join(dir, incident.ID+incidentSuffix)
-	if err := errors.Join(os.WriteFile(path+".tmp", append(text, '\n'), 0o644), os.Rename(path+".tmp", path)); err != nil {
+	if err := replaceFile(path, append(text, '\n')); err != nil {
 		return fmt.Errorf("write incident: %w", err)
 	}
 	names, err := incidentFiles(dir)
@@ -100,11 +100,29 @@ func keepIncident(dir string, keep int, incident *Incident) error {
 		return err
 	}
 	for _, name := range names[:max(0, len(names)-keep)] {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+		// Another partition's worker may have been first.
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the oldest incident: %w", err)
 		}
 	}
 	return nil
+}
+
+// replaceFile writes a file at once, and through to the disk: one that was
+// renamed before its content was there would make the whole list unreadable.
+func replaceFile(path string, content []byte) error {
+	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(content)
+	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		err = errors.Join(err, os.Remove(tmp.Name()))
+	}
+	return err
 }
 
 // incidentFiles returns the names of the incidents' files, the oldest first.
@@ -151,25 +169,38 @@ func Incidents(dir string) ([]Incident, error) {
 	return all, nil
 }
 
-// publishIncidents hands incidents on until ctx is done: to the topic, and the
-// recommendations to retrain to the webhook. One that is away holds up the other
-// incidents, and no record.
-func (m *Monitor) publishIncidents(ctx context.Context) {
+// publishIncidents hands incidents on, until no more come and none waits. With
+// ctx done each is tried no more, and logged. A topic or webhook that is away
+// holds up the other incidents, and no record.
+func (m *Monitor) publishIncidents(ctx context.Context, noMore <-chan struct{}) {
 	for {
 		select {
-		case <-ctx.Done():
-			return
 		case i := <-m.incidents:
-			var both sync.WaitGroup
-			if m.cfg.Drift.Incidents.Topic != "" {
-				both.Go(func() { m.publishIncident(ctx, i) })
+			m.handOn(ctx, i)
+		case <-noMore:
+			for {
+				select {
+				case i := <-m.incidents:
+					m.handOn(ctx, i)
+				default:
+					return
+				}
 			}
-			if i.Detector == drift.Retrain {
-				both.Go(func() { m.callWebhook(ctx, i) })
-			}
-			both.Wait()
 		}
 	}
+}
+
+// handOn hands an incident to the topic, and a recommendation to retrain to the
+// webhook.
+func (m *Monitor) handOn(ctx context.Context, i *Incident) {
+	var both sync.WaitGroup
+	if m.cfg.Drift.Incidents.Topic != "" {
+		both.Go(func() { m.publishIncident(ctx, i) })
+	}
+	if i.Detector == drift.Retrain {
+		both.Go(func() { m.callWebhook(ctx, i) })
+	}
+	both.Wait()
 }
 
 func (m *Monitor) publishIncident(ctx context.Context, i *Incident) {

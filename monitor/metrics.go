@@ -51,7 +51,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		predicted:  f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_predicted_class_total", Help: "Records by the class of the nearest prototype."}, []string{"class"}),
 		lastRecord: f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_last_record_timestamp_seconds", Help: "When the last record was scored."}),
 		score: f.NewHistogram(prometheus.HistogramOpts{
-			Name: "oodmon_score", Help: "Minimum distance score; larger is more out of distribution.",
+			Name: "oodmon_score", Help: "Score, by default the minimum distance score; larger is more out of distribution.",
 			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour,
 		}),
 		pValue: f.NewHistogram(prometheus.HistogramOpts{

@@ -104,8 +104,12 @@ func (m *Monitor) Addresses() []string {
 	return all
 }
 
+// closeTimeout bounds what follows the drain: the last incidents and HTTP answers.
+const closeTimeout = 5 * time.Second
+
 // Run scores records until ctx is done. Then it finishes the batch in hand,
-// commits, leaves the group and stops serving, within shutdown.drain_timeout.
+// commits and leaves the group, within shutdown.drain_timeout, hands on the last
+// incidents and stops serving.
 func (m *Monitor) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -114,18 +118,24 @@ func (m *Monitor) Run(ctx context.Context) error {
 	polling.Go(func() { m.poll(ctx) })
 	polling.Go(func() { m.alerting.run(ctx, instanceOf(m.Addresses()[0])) })
 	polling.Go(func() { m.keepDrift(ctx) })
-	polling.Go(func() { m.publishIncidents(ctx) })
+	// The last batch may raise an alarm: its incident has as long as the server.
+	publishing, stopPublishing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopPublishing()
+	noMore := make(chan struct{})
+	polling.Go(func() { m.publishIncidents(publishing, noMore) })
 	polling.Go(func() { m.watch(ctx) })
 	now := m.live.Load().model
 	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,
 		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())
 
 	err := m.consumer.Run(ctx)
-	m.conn.Close()
 	stop()
-	polling.Wait()
-	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	close(noMore)
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
+	defer context.AfterFunc(closing, stopPublishing)()
+	polling.Wait()
+	m.conn.Close()
 	return errors.Join(err, m.saveDrift(), web.close(closing))
 }
 

@@ -32,9 +32,11 @@ type Status struct {
 	Lag           int64     `json:"lag"`
 	LastRecord    time.Time `json:"last_record,omitzero"`
 	// ScoreHistogram counts the scores by the model in service in bins of
-	// ScoreBinWidth from 0 to one and a half times the threshold; the last bin
-	// also holds what is beyond.
+	// ScoreBinWidth from ScoreBinStart, which is 0 for a score that is not
+	// negative, else the least one of the calibration. Two thirds of the bins are
+	// below the threshold; the first and the last also hold what is beyond.
 	ScoreHistogram []int64       `json:"score_histogram"`
+	ScoreBinStart  float64       `json:"score_bin_start"`
 	ScoreBinWidth  float64       `json:"score_bin_width"`
 	Classes        []ClassStatus `json:"classes"`
 	// Alerts are those that fire or may soon, if this process evaluates the rules.
@@ -61,6 +63,7 @@ const (
 type tally struct {
 	mu           sync.Mutex
 	version      string // the model that histogram and classes are of
+	binStart     float64
 	binWidth     float64
 	histogram    [statusBins]int64
 	classes      []int64
@@ -76,7 +79,7 @@ func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, deadLettered 
 	defer t.mu.Unlock()
 	if t.version != l.model.Version {
 		t.version = l.model.Version
-		t.binWidth = max(math.SmallestNonzeroFloat32, 1.5*float64(l.scorer.Threshold())/statusBins)
+		t.binStart, t.binWidth = bins(float64(l.scorer.Threshold()), l.model.Calibration.Scores)
 		t.histogram = [statusBins]int64{}
 		t.classes = make([]int64, len(l.model.Classes))
 	}
@@ -90,8 +93,8 @@ func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, deadLettered 
 			ood++
 		}
 		t.classes[class]++
-		bin := int(float64(scores.Score[i]) / t.binWidth)
-		t.histogram[min(max(bin, 0), statusBins-1)]++
+		bin := int(min(max((float64(scores.Score[i])-t.binStart)/t.binWidth, 0), statusBins))
+		t.histogram[min(max(bin, 0), statusBins-1)]++ // a NaN may be any int
 	}
 	t.records += records
 	t.ood += ood
@@ -107,11 +110,20 @@ func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, deadLettered 
 	slot.ood += ood
 }
 
+// bins returns where the histogram begins, and the width of its bins.
+func bins(threshold float64, calibration []float32) (start, width float64) {
+	if least := float64(calibration[0]); least < 0 { // they ascend
+		start = least
+	}
+	return start, max(1e-6, 1.5*(threshold-start)/statusBins)
+}
+
 func (t *tally) fill(s *Status, now time.Time, classes []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	s.Classes = []ClassStatus{} // not null for the page
 	s.Records, s.OOD, s.DeadLettered, s.LastRecord = t.records, t.ood, t.deadLettered, t.lastRecord
-	s.ScoreHistogram, s.ScoreBinWidth = slices.Clone(t.histogram[:]), t.binWidth
+	s.ScoreHistogram, s.ScoreBinStart, s.ScoreBinWidth = slices.Clone(t.histogram[:]), t.binStart, t.binWidth
 	if t.version == s.Model {
 		for class, n := range t.classes {
 			if n > 0 {

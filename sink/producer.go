@@ -254,9 +254,15 @@ func (w *writer) publish(ctx context.Context, kind, topic string, messages []mes
 // done. Only what no attempt can mend is an error before.
 func (w *writer) send(ctx context.Context, kind, topic string, messages []message) error {
 	pause, begun := firstPause, time.Now()
+	var tried target
 	for {
 		to, err := w.target(ctx, topic)
+		if err == nil && w.transactional() && tried != (target{}) && to != tried {
+			// It may be in the other one already, and would be committed there too.
+			w.id, err = -1, fmt.Errorf("after an attempt at partition %d: partitions were added: %w", tried.partition, errNotFenced)
+		}
 		if err == nil {
+			tried = to
 			start := time.Now()
 			if err = w.produce(ctx, to, messages); err == nil {
 				w.metrics.duration.Observe(time.Since(start).Seconds())

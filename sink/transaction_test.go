@@ -239,6 +239,42 @@ func TestExactlyOnceWhenTheBrokerIsKilled(t *testing.T) {
 	})
 }
 
+// Where partitions are added to the topic after an attempt whose answer was lost,
+// the next attempt would go to another one: the transaction is given up.
+func TestTransactionIsGivenUpWhereItsTargetMoves(t *testing.T) {
+	f := newFixture(t, kafkatest.StartFake(t), "json", 1)
+	p := f.transactional()
+	offset := Offset{Topic: "in", Partition: 1, Group: "group", Generation: -1}
+	f.CreateTopic("in", 2)
+	publish := func(id string) error {
+		offset.Offset++
+		if err := p.Write(f.ctx, 1, record(t, rows(1, id)...)); err != nil {
+			return err
+		}
+		return p.Commit(f.ctx, offset)
+	}
+	if err := errors.Join(p.Fence(f.ctx, 1), publish("before")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Admin().CreatePartitions(f.ctx, 1, f.scores); err != nil {
+		t.Fatal(err)
+	}
+	// The client sees the added partition when it asks for the metadata anew.
+	f.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: 7})
+	if err := publish("moved"); !errors.Is(err, errNotFenced) {
+		t.Errorf("error %v, want the transaction to be over", err)
+	}
+	if err := errors.Join(p.Fence(f.ctx, 1), publish("again")); err != nil {
+		t.Fatal(err)
+	}
+	kafkatest.Eventually(t, time.Minute, func() error {
+		if n := len(f.ReadAll(f.scores)); n != 2 {
+			return fmt.Errorf("%d results, want 2", n)
+		}
+		return nil
+	})
+}
+
 // Every answer of a coordinator and of the log that may come is followed by all
 // results, and by each once.
 func TestExactlyOnceThroughErrors(t *testing.T) {

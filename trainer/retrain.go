@@ -179,18 +179,23 @@ func Retrain(ctx context.Context, cfg RetrainConfig, broker Broker, registry str
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, release()) }()
+	failed := func(err error) error {
+		// The run may have failed because ctx is done; the history still has to know.
+		return errors.Join(err, models.Record(context.WithoutCancel(ctx), model.Event{Kind: model.EventFailed, Retraining: true, Detail: err.Error()}))
+	}
 	report, m, err := propose(ctx, cfg, broker, models, progress)
 	if err != nil {
-		// The run may have failed because ctx is done; the history still has to know.
-		return nil, errors.Join(err, models.Record(context.WithoutCancel(ctx), model.Event{Kind: model.EventFailed, Retraining: true, Detail: err.Error()}))
+		return nil, failed(err)
 	}
 	event := model.Event{Retraining: true, Detail: report.Line()}
 	if report.Result == model.EventRefused {
 		event.Kind, event.Version = model.EventRefused, m.Version
 		return report, models.Record(ctx, event)
 	}
-	_, err = models.Publish(ctx, m, event)
-	return report, err
+	if _, err := models.Publish(ctx, m, event); err != nil {
+		return nil, failed(err)
+	}
+	return report, nil
 }
 
 // propose makes the candidate and judges it.

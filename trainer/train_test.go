@@ -372,6 +372,21 @@ func TestRetrain(t *testing.T) {
 	}
 	empty(t, bad.TempDir)
 
+	// So is one to publish: here the folder of models is a file.
+	broken := t.TempDir()
+	if err := os.WriteFile(filepath.Join(broken, "models"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Retrain(t.Context(), retrainConfig(t, clusters(6, 800, "a", "b")), Broker{}, broken, nil)
+	if err == nil || !strings.Contains(err.Error(), "add model ") {
+		t.Errorf("a registry that takes no model: %v", err)
+	}
+	if models, openErr := model.OpenRegistry(broken); openErr != nil {
+		t.Error(openErr)
+	} else if events, _, _ := models.History(t.Context()); len(events) != 1 || events[0].Kind != model.EventFailed || !events[0].Retraining || events[0].Detail != err.Error() {
+		t.Errorf("history %+v", events)
+	}
+
 	// Another run holds the lock: nothing happens.
 	before := last()
 	release, err := models.Lock(t.Context())

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/oodmon/oodmon/alerts"
 	"github.com/oodmon/oodmon/monitor"
@@ -44,19 +43,18 @@ never fire. Exit code 2: it does not, or the file is wrong.`,
 			if err != nil {
 				return withExit(exitUsage, fmt.Errorf("configuration %s: %w", config, err))
 			}
-			if output != "" {
-				if err := os.WriteFile(output, rules, 0o644); err != nil {
-					return fmt.Errorf("write the rules: %w", err)
-				}
-				return nil
+			w, finish, err := openOutput(cmd, output)
+			if err != nil {
+				return err
 			}
-			if _, err := cmd.OutOrStdout().Write(rules); err != nil {
+			_, err = w.Write(rules)
+			if err = finish(err); err != nil {
 				return fmt.Errorf("write the rules: %w", err)
 			}
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", "oodmon.yml", "configuration file")
-	cmd.Flags().StringVar(&output, "output", "", "write to this file (default: standard output)")
+	cmd.Flags().StringVar(&output, "output", "-", "write to this file; - is standard output")
 	return cmd
 }

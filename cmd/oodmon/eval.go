@@ -106,7 +106,7 @@ histograms with the threshold, reliability, classes, confusions and a map.`,
 			}
 			if reportDir != "" {
 				path := filepath.Join(reportDir, "index.html")
-				if err := writeReport(cmd, path, all); err != nil {
+				if err := writeReport(path, all); err != nil {
 					return err
 				}
 				fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: the report is", path)
@@ -170,8 +170,8 @@ func compare(ctx context.Context, opts trainer.Options, choices []trainer.Choice
 	return trainer.Compare(ctx, opts, choices, inside, outside, progress)
 }
 
-func writeReport(cmd *cobra.Command, path string, all []*trainer.Evaluation) error {
-	w, finish, err := openOutput(cmd, path)
+func writeReport(path string, all []*trainer.Evaluation) error {
+	w, finish, err := createFile(path)
 	if err != nil {
 		return fmt.Errorf("--report: %w", err)
 	}

@@ -20,7 +20,7 @@ import (
 func loadModel(ctx context.Context, location string) (*model.Model, error) {
 	info, err := os.Stat(location)
 	if err != nil {
-		return nil, fmt.Errorf("--model: %w", err)
+		return nil, fmt.Errorf("read model: %w", err)
 	}
 	if !info.IsDir() {
 		return model.ReadFile(location)

@@ -22,8 +22,9 @@ func newRunCommand() *cobra.Command {
 model, publishes the scores to output.topic, what cannot be scored to
 dead_letter.topic, and serves metrics, health checks and a status page.
 
-SIGTERM or SIGINT: the batch in hand is finished and committed, then the process
-leaves, within shutdown.drain_timeout. SIGHUP: the registry is read now.`,
+SIGTERM or SIGINT: the batch in hand is finished and committed and the group left
+within shutdown.drain_timeout; the last incidents and answers have 5 s more.
+SIGHUP: the registry is read now.`,
 		Example: `  oodmon run --config oodmon.yml
   kill -HUP $(pidof oodmon)     # take in the registry's current model now`,
 		Args: cobra.NoArgs,
@@ -35,13 +36,17 @@ leaves, within shutdown.drain_timeout. SIGHUP: the registry is read now.`,
 			if cfg.MemoryLimit > 0 {
 				debug.SetMemoryLimit(cfg.MemoryLimit)
 			}
+			// From here on: a SIGHUP while brokers are being reached ends nothing.
+			hangup := make(chan os.Signal, 1)
+			signal.Notify(hangup, syscall.SIGHUP)
+			defer signal.Stop(hangup)
 			m, err := monitor.New(cmd.Context(), cfg, slog.Default())
 			if err != nil {
 				return err
 			}
 			ctx, stop := context.WithCancel(cmd.Context())
 			var reloading sync.WaitGroup
-			reloading.Go(func() { reloadOnHangup(ctx, m) })
+			reloading.Go(func() { reloadOnHangup(ctx, m, hangup) })
 			err = m.Run(ctx)
 			stop()
 			reloading.Wait()
@@ -53,10 +58,7 @@ leaves, within shutdown.drain_timeout. SIGHUP: the registry is read now.`,
 }
 
 // reloadOnHangup reads the registry at each SIGHUP until ctx is done.
-func reloadOnHangup(ctx context.Context, m *monitor.Monitor) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+func reloadOnHangup(ctx context.Context, m *monitor.Monitor, hangup <-chan os.Signal) {
 	for {
 		select {
 		case <-ctx.Done():

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"syscall"
 
@@ -147,39 +144,6 @@ func fdrCut(cmd *cobra.Command, s *scorer.Scorer, paths []string, q float64, sto
 		fmt.Fprintf(cmd.ErrOrStderr(), "oodmon: a p-value is ranked among %d calibration records: a lone outlier among these %d rows cannot be called at --fdr %g; %.0f would be needed\n", n, len(p), q, need)
 	}
 	return scorer.FDR(p, q, storey), nil
-}
-
-// openOutput returns where to write, and what ends it with the error so far. A
-// file is replaced at the end and all at once, so that a failure leaves the old
-// one; what is no file, like a pipe, is written to.
-func openOutput(cmd *cobra.Command, path string) (io.Writer, func(error) error, error) {
-	if path == "-" {
-		w := bufio.NewWriterSize(cmd.OutOrStdout(), 1<<16)
-		return w, func(err error) error { return errors.Join(err, w.Flush()) }, nil
-	}
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			return nil, nil, fmt.Errorf("--output: %w", err)
-		}
-		w := bufio.NewWriterSize(f, 1<<16)
-		return w, func(err error) error { return errors.Join(err, w.Flush(), f.Close()) }, nil
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".oodmon-*")
-	if err != nil {
-		return nil, nil, fmt.Errorf("--output: %w", err)
-	}
-	w := bufio.NewWriterSize(f, 1<<16)
-	return w, func(err error) error {
-		err = errors.Join(err, w.Flush(), f.Chmod(0o644), f.Close())
-		if err == nil {
-			err = os.Rename(f.Name(), path)
-		}
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-		return err
-	}, nil
 }
 
 type scoring struct {

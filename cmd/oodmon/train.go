@@ -1,11 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/oodmon/oodmon/model"
@@ -128,22 +125,18 @@ func noLooseFiles(_ *cobra.Command, args []string) error {
 }
 
 // writeModel replaces path at once, so that nobody reads half a model.
-func writeModel(path string, m *model.Model) (err error) {
+func writeModel(path string, m *model.Model) error {
 	content, err := m.Encode()
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".oodmon-*")
+	w, finish, err := createFile(path)
+	if err == nil {
+		_, err = w.Write(content)
+		err = finish(err)
+	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = tmp.Write(content)
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(tmp.Name())))
 	}
 	return nil
 }
