@@ -186,6 +186,20 @@ func TestOnlyRetrainingMayWriteTheRegistry(t *testing.T) {
 	}
 }
 
+// What drift keeps lies on a volume that may be written.
+func TestDriftStateIsOnAVolume(t *testing.T) {
+	cfg := config(t).Drift
+	for key, path := range map[string]string{"drift.state_file": cfg.StateFile, "drift.incidents.dir": cfg.Incidents.Dir} {
+		mounted := false
+		for _, m := range manifests(t)["Deployment"].Spec.Template.Spec.Containers[0].VolumeMounts {
+			mounted = mounted || !m.ReadOnly && strings.HasPrefix(path, m.MountPath+"/")
+		}
+		if !mounted {
+			t.Errorf("%s: %q is on no volume that is mounted for writing", key, path)
+		}
+	}
+}
+
 func TestProbesAskTheRightEndpoints(t *testing.T) {
 	c := manifests(t)["Deployment"].Spec.Template.Spec.Containers[0]
 	if c.LivenessProbe.HTTPGet.Path != "/-/healthy" || c.ReadinessProbe.HTTPGet.Path != "/-/ready" {

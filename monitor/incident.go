@@ -151,25 +151,33 @@ func Incidents(dir string) ([]Incident, error) {
 	return all, nil
 }
 
-// publishIncidents hands incidents on until ctx is done: to the topic, and the
-// recommendations to retrain to the webhook. One that is away holds up the other
-// incidents, and no record.
-func (m *Monitor) publishIncidents(ctx context.Context) {
+// publishIncidents hands incidents on: to the topic, and the recommendations to
+// retrain to the webhook. One that is away holds up the other incidents, and no
+// record. Once all records are read it hands on what waits, and returns. When ctx
+// is done that fails, and each is named in the log.
+func (m *Monitor) publishIncidents(ctx context.Context, read <-chan struct{}) {
 	for {
 		select {
-		case <-ctx.Done():
-			return
 		case i := <-m.incidents:
-			var both sync.WaitGroup
-			if m.cfg.Drift.Incidents.Topic != "" {
-				both.Go(func() { m.publishIncident(ctx, i) })
+			m.handOn(ctx, i)
+		case <-read:
+			for len(m.incidents) > 0 { // nobody else takes any, or adds one
+				m.handOn(ctx, <-m.incidents)
 			}
-			if i.Detector == drift.Retrain {
-				both.Go(func() { m.callWebhook(ctx, i) })
-			}
-			both.Wait()
+			return
 		}
 	}
+}
+
+func (m *Monitor) handOn(ctx context.Context, i *Incident) {
+	var both sync.WaitGroup
+	if m.cfg.Drift.Incidents.Topic != "" {
+		both.Go(func() { m.publishIncident(ctx, i) })
+	}
+	if i.Detector == drift.Retrain {
+		both.Go(func() { m.callWebhook(ctx, i) })
+	}
+	both.Wait()
 }
 
 func (m *Monitor) publishIncident(ctx context.Context, i *Incident) {
@@ -206,6 +214,7 @@ func (m *Monitor) callWebhook(ctx context.Context, i *Incident) {
 		}
 		m.log.Warn("webhook for retraining failed", "incident", i.ID, "attempt", attempt, "of", webhookAttempts, "error", err)
 		if attempt == webhookAttempts || kafkaconn.Sleep(ctx, pause) != nil {
+			m.log.Error("webhook for retraining not called", "incident", i.ID, "error", err)
 			return
 		}
 		pause = min(lastWebhookPause, 4*pause)

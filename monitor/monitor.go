@@ -104,8 +104,12 @@ func (m *Monitor) Addresses() []string {
 	return all
 }
 
+// lastIncidents is how long the end waits for incidents that are not yet published.
+const lastIncidents = 5 * time.Second
+
 // Run scores records until ctx is done. Then it finishes the batch in hand,
-// commits, leaves the group and stops serving, within shutdown.drain_timeout.
+// commits and leaves the group, within shutdown.drain_timeout, hands on the
+// incidents that wait, and stops serving.
 func (m *Monitor) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -114,19 +118,28 @@ func (m *Monitor) Run(ctx context.Context) error {
 	polling.Go(func() { m.poll(ctx) })
 	polling.Go(func() { m.alerting.run(ctx, instanceOf(m.Addresses()[0])) })
 	polling.Go(func() { m.keepDrift(ctx) })
-	polling.Go(func() { m.publishIncidents(ctx) })
 	polling.Go(func() { m.watch(ctx) })
+	publishing, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
+	read := make(chan struct{})
+	var incidents sync.WaitGroup
+	incidents.Go(func() { m.publishIncidents(publishing, read) })
 	now := m.live.Load().model
 	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,
 		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())
 
 	err := m.consumer.Run(ctx)
-	m.conn.Close()
 	stop()
 	polling.Wait()
+	err = errors.Join(err, m.saveDrift())
+	close(read)
+	timer := time.AfterFunc(lastIncidents, abandon)
+	incidents.Wait()
+	timer.Stop()
+	m.conn.Close()
 	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	return errors.Join(err, m.saveDrift(), web.close(closing))
+	return errors.Join(err, web.close(closing))
 }
 
 // Status returns what a person wants to know at a glance.
