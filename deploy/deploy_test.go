@@ -142,9 +142,9 @@ func TestComposeMountsWhatExists(t *testing.T) {
 
 func TestDeploymentDrainsBeforeItIsKilled(t *testing.T) {
 	grace := time.Duration(manifests(t)["Deployment"].Spec.Template.Spec.TerminationGracePeriodSeconds) * time.Second
-	// Leaving the group and stopping HTTP come after the drain.
-	if drain := config(t).Shutdown.DrainTimeout; grace < drain+10*time.Second {
-		t.Errorf("killed after %v, which is not 10s more than the drain timeout of %v", grace, drain)
+	// Leaving the group, the last incidents and stopping HTTP come after the drain.
+	if drain := config(t).Shutdown.DrainTimeout; grace < drain+15*time.Second {
+		t.Errorf("killed after %v, which is not 15s more than the drain timeout of %v", grace, drain)
 	}
 }
 
