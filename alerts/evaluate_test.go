@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"runtime"
 	"slices"
 	"sort"
 	"strings"
@@ -223,4 +224,68 @@ func TestEvaluatorRefuses(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", text, err, want)
 		}
 	}
+}
+
+// What docs/operation.md says of the evaluator's memory: samples of an instance
+// with a hundred segments, every 15 s for four days, take less than 2 MB.
+func TestSamplesTakeLittleMemory(t *testing.T) {
+	text, err := os.ReadFile("rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := NewEvaluator(text, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []labels.Labels
+	for metric := range e.store.keep {
+		of := []labels.Labels{labels.FromStrings(model.MetricNameLabel, metric, "job", "oodmon", "instance", "a", "model", "m")}
+		each := func(name string, values ...string) {
+			var next []labels.Labels
+			for _, l := range of {
+				for _, v := range values {
+					next = append(next, labels.NewBuilder(l).Set(name, v).Labels())
+				}
+			}
+			of = next
+		}
+		if strings.Contains(metric, "_drift_") {
+			each("detector", "shift", "change")
+		}
+		if strings.Contains(metric, "_feature_") {
+			each("feature", "t1", "t5", "up", "dn", "disp_up", "disp_dn", "class", "projection")
+		}
+		if strings.Contains(metric, "_segment_") {
+			var segments []string
+			for i := range 100 {
+				segments = append(segments, fmt.Sprint("segment ", i))
+			}
+			each("segment", segments...)
+		}
+		all = append(all, of...)
+	}
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before, most := heap(), int64(0)
+	const day = 24 * 60 * 4 // scrapes
+	for i := range 4 * day {
+		at := int64(i) * 15_000
+		for _, l := range all {
+			e.store.append(l, at, float64(i))
+		}
+		e.store.forget(at)
+		if i%(day/4) == 0 {
+			most = max(most, heap()-before)
+		}
+	}
+	t.Logf("%d samples of %d series in %d bytes at most", e.store.size(), len(all), most)
+	if most > 2_000_000 {
+		t.Errorf("%d samples of %d series take up to %d bytes, want at most 2 MB", e.store.size(), len(all), most)
+	}
+	runtime.KeepAlive(e)
+	runtime.KeepAlive(all)
 }

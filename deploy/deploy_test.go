@@ -142,9 +142,9 @@ func TestComposeMountsWhatExists(t *testing.T) {
 
 func TestDeploymentDrainsBeforeItIsKilled(t *testing.T) {
 	grace := time.Duration(manifests(t)["Deployment"].Spec.Template.Spec.TerminationGracePeriodSeconds) * time.Second
-	// Leaving the group and stopping HTTP come after the drain.
-	if drain := config(t).Shutdown.DrainTimeout; grace < drain+10*time.Second {
-		t.Errorf("killed after %v, which is not 10s more than the drain timeout of %v", grace, drain)
+	// Leaving the group, the last incidents and stopping HTTP come after the drain.
+	if drain := config(t).Shutdown.DrainTimeout; grace < drain+15*time.Second {
+		t.Errorf("killed after %v, which is not 15s more than the drain timeout of %v", grace, drain)
 	}
 }
 
@@ -182,6 +182,20 @@ func TestOnlyRetrainingMayWriteTheRegistry(t *testing.T) {
 		}
 		if !mounted {
 			t.Errorf("%s: %s is not mounted", kind, registry)
+		}
+	}
+}
+
+// What drift keeps lies on a volume that may be written.
+func TestDriftStateIsOnAVolume(t *testing.T) {
+	cfg := config(t).Drift
+	for key, path := range map[string]string{"drift.state_file": cfg.StateFile, "drift.incidents.dir": cfg.Incidents.Dir} {
+		mounted := false
+		for _, m := range manifests(t)["Deployment"].Spec.Template.Spec.Containers[0].VolumeMounts {
+			mounted = mounted || !m.ReadOnly && strings.HasPrefix(path, m.MountPath+"/")
+		}
+		if !mounted {
+			t.Errorf("%s: %q is on no volume that is mounted for writing", key, path)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -215,6 +216,78 @@ func TestDriftAfterReplay(t *testing.T) {
 	}
 	if fmt.Sprint(committed) != fmt.Sprint(committedAgain) {
 		t.Errorf("committed %v with a kill, %v without", committedAgain, committed)
+	}
+}
+
+// Incidents that wait when the monitor is told to end are published all the same;
+// those that cannot be are named in the log.
+func TestIncidentsAtTheEnd(t *testing.T) {
+	f := newFixture(t)
+	f.CreateTopic("incidents", 1)
+	f.cfg.Drift.Incidents.Topic = "incidents"
+	var log bytes.Buffer
+	f.log = &log
+	var failing atomic.Bool
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		failing.Store(true)
+		w.WriteHeader(http.StatusBadGateway)
+	}))
+	defer server.Close()
+	f.cfg.Drift.RetrainWebhook.URL = server.URL
+	m, stop := f.run(t)
+	const waiting = 30
+	for range waiting {
+		m.alarm(drift.Alarm{Detector: drift.Shift, Model: "0123456789ab"})
+	}
+	stop()
+	if got := len(f.ReadAll("incidents")); got != waiting {
+		t.Errorf("%d incidents are published, want %d", got, waiting)
+	}
+
+	m, stop = f.run(t)
+	at := time.Unix(1_700_000_000, 0)
+	m.alarm(drift.Alarm{Detector: drift.Retrain, Model: "0123456789ab", Time: at})
+	kafkatest.Eventually(t, 10*time.Second, func() error {
+		if !failing.Load() {
+			return errors.New("the webhook is not yet called")
+		}
+		return nil
+	})
+	m.alarm(drift.Alarm{Detector: drift.Retrain, Model: "0123456789ab", Time: at.Add(time.Second)})
+	stop()
+	for _, id := range []string{"20231114T221320.000000Z-retrain", "20231114T221321.000000Z-retrain"} {
+		if log := log.String(); !strings.Contains(log, `msg="webhook for retraining not called" incident=`+id) {
+			t.Errorf("%s is not named as lost in the log:\n%s", id, log)
+		}
+	}
+}
+
+// With input.segment_from_key the key of a message is the segment of its record,
+// unless a header tells one.
+func TestSegmentFromKey(t *testing.T) {
+	f := drifting(t)
+	f.cfg.Drift.MaxSegments = 4
+	f.cfg.Input.SegmentFromKey = true
+	m, _ := f.run(t)
+	random := rand.New(rand.NewPCG(1, 2))
+	var records []*kgo.Record
+	for i := range 60 {
+		r := &kgo.Record{Topic: input, Partition: int32(i % partitions), Value: raw(near(random, i%4, testDim))}
+		if key := []string{"tenant-a", "tenant-b", ""}[i%3]; key != "" {
+			r.Key = []byte(key)
+		}
+		if i%12 == 0 { // of tenant-a
+			r.Headers = []kgo.RecordHeader{{Key: f.cfg.Input.SegmentHeader, Value: []byte("eu")}}
+		}
+		records = append(records, r)
+	}
+	f.Produce(records...)
+	f.waitFor(t, m, int64(len(records)))
+	_, text := get(t, m, "/metrics")
+	for segment, want := range map[string]float64{"tenant-a": 15, "eu": 5, "tenant-b": 20, drift.OtherSegments: 20} {
+		if got := metric(t, text, `oodmon_segment_records_total{model="test",segment="`+segment+`"}`); got != want {
+			t.Errorf("%g records of segment %s, want %g", got, segment, want)
+		}
 	}
 }
 

@@ -169,23 +169,20 @@ func Incidents(dir string) ([]Incident, error) {
 	return all, nil
 }
 
-// publishIncidents hands incidents on, until no more come and none waits. With
-// ctx done each is tried no more, and logged. A topic or webhook that is away
-// holds up the other incidents, and no record.
-func (m *Monitor) publishIncidents(ctx context.Context, noMore <-chan struct{}) {
+// publishIncidents hands incidents on: to the topic, and the recommendations to
+// retrain to the webhook. One that is away holds up the other incidents, and no
+// record. Once all records are read it hands on what waits, and returns. When ctx
+// is done that fails, and each is named in the log.
+func (m *Monitor) publishIncidents(ctx context.Context, read <-chan struct{}) {
 	for {
 		select {
 		case i := <-m.incidents:
 			m.handOn(ctx, i)
-		case <-noMore:
-			for {
-				select {
-				case i := <-m.incidents:
-					m.handOn(ctx, i)
-				default:
-					return
-				}
+		case <-read:
+			for len(m.incidents) > 0 { // nobody else takes any, or adds one
+				m.handOn(ctx, <-m.incidents)
 			}
+			return
 		}
 	}
 }
@@ -237,6 +234,7 @@ func (m *Monitor) callWebhook(ctx context.Context, i *Incident) {
 		}
 		m.log.Warn("webhook for retraining failed", "incident", i.ID, "attempt", attempt, "of", webhookAttempts, "error", err)
 		if attempt == webhookAttempts || kafkaconn.Sleep(ctx, pause) != nil {
+			m.log.Error("webhook for retraining not called", "incident", i.ID, "error", err)
 			return
 		}
 		pause = min(lastWebhookPause, 4*pause)

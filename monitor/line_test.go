@@ -119,11 +119,12 @@ type fixture struct {
 	cfg    *Config
 	models *model.Registry
 	dir    string
+	log    io.Writer // takes the log of the monitors too
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{Broker: kafkatest.Start(t), dir: filepath.Join(t.TempDir(), "registry")}
+	f := &fixture{Broker: kafkatest.Start(t), log: io.Discard, dir: filepath.Join(t.TempDir(), "registry")}
 	f.CreateTopic(input, partitions)
 	f.CreateTopic(output, partitions)
 	f.CreateTopic(deadLetters, 1)
@@ -156,7 +157,7 @@ func (f *fixture) publish(t testing.TB, m *model.Model) string {
 // did not end well.
 func (f *fixture) run(t *testing.T) (m *Monitor, stop func()) {
 	t.Helper()
-	m, err := New(t.Context(), f.cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	m, err := New(t.Context(), f.cfg, slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), f.log), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -118,25 +118,27 @@ func (m *Monitor) Run(ctx context.Context) error {
 	polling.Go(func() { m.poll(ctx) })
 	polling.Go(func() { m.alerting.run(ctx, instanceOf(m.Addresses()[0])) })
 	polling.Go(func() { m.keepDrift(ctx) })
-	// The last batch may raise an alarm: its incident has as long as the server.
-	publishing, stopPublishing := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopPublishing()
-	noMore := make(chan struct{})
-	polling.Go(func() { m.publishIncidents(publishing, noMore) })
 	polling.Go(func() { m.watch(ctx) })
+	publishing, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
+	read := make(chan struct{})
+	var incidents sync.WaitGroup
+	incidents.Go(func() { m.publishIncidents(publishing, read) })
 	now := m.live.Load().model
 	m.log.Info("monitoring", "topic", m.cfg.Input.Topic, "group", m.cfg.Input.Group, "model", now.Version,
 		"dimension", now.Dim(), "classes", len(now.Classes), "false_positive_rate", now.Alpha, "addresses", m.Addresses())
 
 	err := m.consumer.Run(ctx)
 	stop()
-	close(noMore)
+	polling.Wait()
+	err = errors.Join(err, m.saveDrift())
+	close(read)
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	defer context.AfterFunc(closing, stopPublishing)()
-	polling.Wait()
+	defer context.AfterFunc(closing, abandon)()
+	incidents.Wait()
 	m.conn.Close()
-	return errors.Join(err, m.saveDrift(), web.close(closing))
+	return errors.Join(err, web.close(closing))
 }
 
 // Status returns what a person wants to know at a glance.
