@@ -137,7 +137,9 @@ func tryProjection(ctx context.Context, data *dataset, opts *Options, out []bool
 		if err != nil {
 			return 0, err
 		}
-		m := &model.Model{Detector: o.Recipe.Detector, Score: o.Recipe.Score, EntropicScale: o.Recipe.EntropicScale, Temperature: 1, Classes: fold.classes}
+		// By the default score, so that the fit does not depend on which of its
+		// scores is used.
+		m := &model.Model{Detector: o.Recipe.Detector, Score: model.Scores(o.Recipe.Detector)[0], EntropicScale: o.Recipe.EntropicScale, Temperature: 1, Classes: fold.classes}
 		h.export(m)
 		inside, err := fold.scores(m, partCalibration)
 		if err != nil {
