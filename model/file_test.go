@@ -379,8 +379,12 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			t.Fatalf("a model that was accepted cannot be written: %v", err)
 		}
-		if _, err := decode(again); err != nil {
+		second, err := decode(again)
+		if err != nil {
 			t.Fatalf("nor read again: %v", err)
+		}
+		if third, err := second.Encode(); err != nil || !bytes.Equal(third, again) {
+			t.Fatalf("a second time it is another model (%v)", err)
 		}
 	})
 }
@@ -389,6 +393,21 @@ func FuzzHistory(f *testing.F) {
 	f.Add([]byte(`{"time":"2026-01-02T03:04:05Z","kind":"published","version":"0123456789ab"}` + "\n{\"ti"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		events, _ := decodeHistory(text)
+		var lines []byte
+		for _, e := range events {
+			line, err := json.Marshal(e)
+			if err != nil {
+				t.Fatalf("an event that was accepted cannot be written: %v", err)
+			}
+			lines = append(append(lines, line...), '\n')
+		}
+		if again, torn := decodeHistory(lines); len(torn) > 0 || !slices.EqualFunc(events, again, func(a, b Event) bool {
+			same := a.Time.Equal(b.Time)
+			a.Time = b.Time
+			return same && a == b
+		}) {
+			t.Fatalf("accepted %+v, and after a second time there is %+v", events, again)
+		}
 		for _, e := range events {
 			if e.Kind == "" || (e.Version != "" && !isVersion(e.Version)) {
 				t.Fatalf("accepted %+v", e)

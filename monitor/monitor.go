@@ -71,11 +71,7 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	if m.conn, err = kafkaconn.New(cfg.Kafka); err != nil {
 		return nil, err
 	}
-	topics := []string{cfg.Input.Topic, cfg.Output.Topic, cfg.DeadLetter.Topic}
-	if cfg.Drift.Incidents.Topic != "" {
-		topics = append(topics, cfg.Drift.Incidents.Topic)
-	}
-	if err := m.conn.Check(ctx, topics...); err != nil {
+	if err := m.conn.Check(ctx, m.topics()...); err != nil {
 		return nil, err
 	}
 	if m.sink, err = newSink(cfg, m.conn, series, log); err != nil {
@@ -88,6 +84,15 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// topics returns every topic that is read or written.
+func (m *Monitor) topics() []string {
+	all := []string{m.cfg.Input.Topic, m.cfg.Output.Topic, m.cfg.DeadLetter.Topic}
+	if m.cfg.Drift.Incidents.Topic != "" {
+		all = append(all, m.cfg.Drift.Incidents.Topic)
+	}
+	return all
 }
 
 // Addresses returns where HTTP is served.

@@ -102,6 +102,9 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 
 func main() {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	// A file that may not grow is an error of the write, like a full disk: Go would
+	// end the process.
+	signal.Ignore(syscall.SIGXFSZ)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newRootCommand().ExecuteContext(ctx)
 	stop()

@@ -189,7 +189,7 @@ func TestAlertsGenerate(t *testing.T) {
 	}
 }
 
-// What is printed is a configuration that means the same, and holds no secret.
+// What is printed is a configuration that means the same, but for what is secret.
 func TestConfigPrint(t *testing.T) {
 	const secret = "correct horse battery staple"
 	t.Setenv("KAFKA_PASSWORD", secret)
@@ -200,11 +200,18 @@ input: {topic: in}
 output: {topic: out, delivery: exactly-once}
 dead_letter: {topic: dead}
 model: {registry: /r}
+drift: {retrain_webhook: {url: "https://user:t0ken@ci.example.com/hook"}}
+alerts: {evaluate: {webhook_url: "https://hooks.example.com:8443/t0ken?key=t0ken"}}
 `
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	printed := oodmon(t, 0, "config", "check", "--print", path).stdout
+	for _, want := range []string{"url: https://ci.example.com/<secret>\n", "webhook_url: https://hooks.example.com:8443/<secret>\n"} {
+		if !strings.Contains(printed, want) || strings.Contains(printed, "t0ken") {
+			t.Errorf("printed, without %q:\n%s", want, printed)
+		}
+	}
 	if strings.Contains(printed, secret) || !strings.Contains(printed, "password_env: KAFKA_PASSWORD") || !strings.Contains(printed, "session_timeout: 30s") {
 		t.Errorf("printed:\n%s", printed)
 	}

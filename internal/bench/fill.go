@@ -86,6 +86,49 @@ func arrowMessage(values []byte, n, dim int) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// A sender produces messages without waiting for them, and keeps the first failure.
+type sender struct {
+	client *kgo.Client
+	failed chan error
+	bar    *progressbar.ProgressBar
+	sent   int
+}
+
+// newSender shows n messages on a progress bar.
+func (b *lineBench) newSender(client *kgo.Client, n int, description string) *sender {
+	bar := progressbar.NewOptions(n, progressbar.OptionSetWriter(b.Progress), progressbar.OptionSetDescription(description),
+		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionShowCount())
+	return &sender{client: client, failed: make(chan error, 1), bar: bar}
+}
+
+func (s *sender) send(ctx context.Context, record *kgo.Record) {
+	s.client.Produce(ctx, record, func(_ *kgo.Record, err error) {
+		if err != nil {
+			select {
+			case s.failed <- err:
+			default:
+			}
+		}
+	})
+	if s.sent++; s.sent%1000 == 0 {
+		_ = s.bar.Add(1000) // a terminal that went away ends nothing
+	}
+}
+
+// flush waits until all that was sent is acknowledged.
+func (s *sender) flush(ctx context.Context) error {
+	if err := s.client.Flush(ctx); err != nil {
+		return err
+	}
+	_ = s.bar.Finish()
+	select {
+	case err := <-s.failed:
+		return err
+	default:
+		return nil
+	}
+}
+
 // fill produces all records.
 func (b *lineBench) fill(ctx context.Context, topic string) error {
 	message, err := b.messages()
@@ -93,32 +136,14 @@ func (b *lineBench) fill(ctx context.Context, topic string) error {
 		return err
 	}
 	n := b.Records / b.Vectors
-	bar := progressbar.NewOptions(n, progressbar.OptionSetWriter(b.Progress), progressbar.OptionSetDescription("filling the topic"),
-		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionShowCount())
-	failed := make(chan error, 1)
+	out := b.newSender(b.client, n, "filling the topic")
 	for i := range n {
 		record := message(i)
 		record.Topic = topic
-		b.client.Produce(ctx, record, func(_ *kgo.Record, err error) {
-			if err != nil {
-				select {
-				case failed <- err:
-				default:
-				}
-			}
-		})
-		if i%1000 == 999 {
-			_ = bar.Add(1000) // a terminal that went away ends nothing
-		}
+		out.send(ctx, record)
 	}
-	if err := b.client.Flush(ctx); err != nil {
+	if err := out.flush(ctx); err != nil {
 		return fmt.Errorf("fill topic %s: %w", topic, err)
 	}
-	_ = bar.Finish()
-	select {
-	case err := <-failed:
-		return fmt.Errorf("fill topic %s: %w", topic, err)
-	default:
-		return nil
-	}
+	return nil
 }

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -52,7 +51,7 @@ const warmUp = time.Second
 // those sent already: a monitor or a broker that stands still is charged for
 // every record that was due meanwhile.
 func (b *lineBench) offer(ctx context.Context, run int) (got measured, timed timings, err error) {
-	input, err := b.create(ctx, fmt.Sprintf("in-%d", run), true)
+	input, err := b.create(ctx, fmt.Sprintf("in-%d", run), b.Partitions, true)
 	if err != nil {
 		return got, timed, err
 	}
@@ -89,9 +88,7 @@ func (b *lineBench) offer(ctx context.Context, run int) (got measured, timed tim
 		return got, timed, fmt.Errorf("connect: %w", err)
 	}
 	defer client.Close()
-	bar := progressbar.NewOptions(total, progressbar.OptionSetWriter(b.Progress), progressbar.OptionSetDescription("offering records"),
-		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionShowCount())
-	failed := make(chan error, 1)
+	out := b.newSender(client, total, "offering records")
 	start := time.Now().Add(50 * time.Millisecond)
 	due := func(i int) time.Time { return start.Add(time.Duration(float64(i) / b.Rate * float64(time.Second))) }
 	var before sample
@@ -104,26 +101,10 @@ func (b *lineBench) offer(ctx context.Context, run int) (got measured, timed tim
 				return got, timed, err
 			}
 		}
-		client.Produce(ctx, message(i), func(_ *kgo.Record, err error) {
-			if err != nil {
-				select {
-				case failed <- err:
-				default:
-				}
-			}
-		})
-		if i%1000 == 999 {
-			_ = bar.Add(1000) // a terminal that went away ends nothing
-		}
+		out.send(ctx, message(i))
 	}
-	if err := client.Flush(ctx); err != nil {
+	if err := out.flush(ctx); err != nil {
 		return got, timed, fmt.Errorf("offer records to %s: %w", input, err)
-	}
-	_ = bar.Finish()
-	select {
-	case err := <-failed:
-		return got, timed, fmt.Errorf("offer records to %s: %w", input, err)
-	default:
 	}
 	for {
 		now, _, last, err := sampleOf(ctx, all)
@@ -142,18 +123,18 @@ func (b *lineBench) offer(ctx context.Context, run int) (got measured, timed tim
 	if got.peak, err = peakOf(all); err != nil {
 		return got, timed, err
 	}
-	in, err := b.appendTimes(ctx, input, total)
+	appends, err := b.appendTimes(ctx, input, total)
 	if err != nil {
 		return got, timed, err
 	}
-	out, err := b.appendTimes(ctx, cfg.Output.Topic, total)
+	scores, err := b.appendTimes(ctx, cfg.Output.Topic, total)
 	if err != nil {
 		return got, timed, err
 	}
 	appended, scheduled := make([]float64, 0, b.Records), make([]float64, 0, b.Records)
 	for i := warm; i < total; i++ {
-		appended = append(appended, float64(out[i]-in[i]))
-		scheduled = append(scheduled, float64(time.UnixMilli(out[i]).Sub(due(i)))/float64(time.Millisecond))
+		appended = append(appended, float64(scores[i]-appends[i]))
+		scheduled = append(scheduled, float64(time.UnixMilli(scores[i]).Sub(due(i)))/float64(time.Millisecond))
 	}
 	timed = timings{appended: latencyOf(appended), scheduled: latencyOf(scheduled)}
 	return got, timed, nil

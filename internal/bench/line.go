@@ -178,7 +178,7 @@ func Line(ctx context.Context, opts LineOptions) (_ *LineResult, err error) {
 	}()
 	input := opts.Topic
 	if input == "" && opts.Rate == 0 {
-		if input, err = b.create(ctx, "in", false); err != nil {
+		if input, err = b.create(ctx, "in", b.Partitions, false); err != nil {
 			return nil, err
 		}
 		if err := b.fill(ctx, input); err != nil {
@@ -236,15 +236,18 @@ func median[T cmp.Ordered](all []T) T {
 }
 
 // create makes a topic that is deleted at the end. With appendTime its records
-// have the time at which the broker appended them.
-func (b *lineBench) create(ctx context.Context, name string, appendTime bool) (string, error) {
+// have the time at which the broker appended them. It returns when every
+// partition can be read and written: a broker lists a topic long before it has
+// made the last partition of many, each with a checkpoint that it forces to disk,
+// and who writes to one until then waits.
+func (b *lineBench) create(ctx context.Context, name string, partitions int, appendTime bool) (string, error) {
 	topic := b.prefix + "-" + name
 	configs := make(map[string]*string)
 	if appendTime {
 		kind := "LogAppendTime"
 		configs["message.timestamp.type"] = &kind
 	}
-	created, err := b.admin.CreateTopics(ctx, int32(b.Partitions), 1, configs, topic)
+	created, err := b.admin.CreateTopics(ctx, int32(partitions), 1, configs, topic)
 	if err == nil {
 		err = created.Error()
 	}
@@ -252,9 +255,9 @@ func (b *lineBench) create(ctx context.Context, name string, appendTime bool) (s
 		return "", fmt.Errorf("create topic %s: %w", topic, err)
 	}
 	b.topics = append(b.topics, topic)
-	for ctx.Err() == nil { // the broker that answers may not know of it yet
-		details, err := b.admin.ListTopics(ctx, topic)
-		if err == nil && len(details[topic].Partitions) == b.Partitions && details[topic].Err == nil {
+	for ctx.Err() == nil {
+		ends, err := b.admin.ListEndOffsets(ctx, topic)
+		if err == nil && ends.Error() == nil && len(ends[topic]) == partitions {
 			return topic, nil
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -265,11 +268,11 @@ func (b *lineBench) create(ctx context.Context, name string, appendTime bool) (s
 // configure returns the configuration of a run's monitors, with topics of its
 // own for what they publish.
 func (b *lineBench) configure(ctx context.Context, run int, input, start string) (*monitor.Config, error) {
-	scores, err := b.create(ctx, fmt.Sprintf("scores-%d", run), b.Rate > 0)
+	scores, err := b.create(ctx, fmt.Sprintf("scores-%d", run), b.Partitions, b.Rate > 0)
 	if err != nil {
 		return nil, err
 	}
-	dead, err := b.create(ctx, fmt.Sprintf("dead-%d", run), false)
+	dead, err := b.create(ctx, fmt.Sprintf("dead-%d", run), 1, false)
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,7 @@ type cluster struct {
 	proxied string // the addresses for monitors
 	wires   []*wire
 	network []*toxiproxy.Proxy
+	secured *security // nil: everybody is let in
 }
 
 // Where the listeners of a node are, from its first port on.
@@ -33,18 +34,30 @@ const (
 	outerPort = 300 // toxiproxy, for monitors
 )
 
-func startCluster(t testing.TB, nodes int, settings ...string) *cluster {
+func startCluster(t testing.TB, nodes int) *cluster {
 	t.Helper()
 	c := &cluster{nodes: nodes}
+	c.begin(t, "PLAINTEXT")
+	return c
+}
+
+// begin starts the broker and the proxies. A wire cannot look into TLS: then
+// toxiproxy is before the broker itself.
+func (c *cluster) begin(t testing.TB, protocol string, settings ...string) {
+	t.Helper()
 	port := freeRange(t)
 	logger := zerolog.Nop()
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), logger)
 	t.Cleanup(func() { _ = server.Collection.Clear() })
 	var addresses []string
 	at := func(node, offset int) string { return fmt.Sprintf("127.0.0.1:%d", port+2*node+offset) }
-	for node := range nodes {
-		c.wires = append(c.wires, startWire(t, at(node, wirePort), at(node, innerPort)))
-		p := toxiproxy.NewProxy(server, fmt.Sprint("node-", node), at(node, outerPort), at(node, wirePort))
+	for node := range c.nodes {
+		behind := at(node, innerPort)
+		if protocol == "PLAINTEXT" {
+			c.wires = append(c.wires, startWire(t, at(node, wirePort), behind))
+			behind = at(node, wirePort)
+		}
+		p := toxiproxy.NewProxy(server, fmt.Sprint("node-", node), at(node, outerPort), behind)
 		if err := server.Collection.Add(p, true); err != nil {
 			t.Fatal(err)
 		}
@@ -55,20 +68,27 @@ func startCluster(t testing.TB, nodes int, settings ...string) *cluster {
 	settings = append([]string{
 		fmt.Sprintf("listeners=PLAINTEXT://127.0.0.1:{+0},CONTROLLER://127.0.0.1:{+1},PROXIED://127.0.0.1:{+%d}", innerPort),
 		fmt.Sprintf("advertised.listeners=PLAINTEXT://127.0.0.1:{+0},PROXIED://127.0.0.1:{+%d}", outerPort),
-		"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
-		fmt.Sprintf("min.insync.replicas=%d", (nodes+1)/2),
+		"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:" + protocol,
+		fmt.Sprintf("min.insync.replicas=%d", (c.nodes+1)/2),
 		"replica.lag.time.max.ms=5000",
 	}, settings...)
-	c.Broker = kafkatest.StartReal(t, nodes, port, settings...)
-	return c
+	c.Broker = kafkatest.StartReal(t, c.nodes, port, settings...)
 }
 
+// guardPort is held as long as a range of ports is in use.
+const guardPort = 399
+
 // freeRange returns the first of a range of ports that nobody listens on, below
-// those that the system gives to outgoing connections.
+// those that the system gives to outgoing connections. It is the test's until it
+// ends.
 func freeRange(t testing.TB) int {
 	t.Helper()
 	for range 100 {
 		port := 12000 + 400*rand.IntN(50)
+		guard, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+guardPort))
+		if err != nil {
+			continue
+		}
 		free := true
 		for _, offset := range []int{0, 1, 2, 3, 4, 5, innerPort, innerPort + 2, innerPort + 4, wirePort, wirePort + 2, wirePort + 4, outerPort, outerPort + 2, outerPort + 4} {
 			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+offset))
@@ -79,8 +99,10 @@ func freeRange(t testing.TB) int {
 			_ = l.Close()
 		}
 		if free {
+			t.Cleanup(func() { _ = guard.Close() })
 			return port
 		}
+		_ = guard.Close()
 	}
 	t.Fatal("no range of ports is free")
 	return 0

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,65 +42,99 @@ type fault struct {
 	inject func(*trial) int
 }
 
-// The faults that one broker is enough for, and those that need three.
-var oneBroker = []fault{
-	{"monitor killed (SIGKILL) at each step of a batch", killAtEachStep},
-	{"broker killed (SIGKILL) and restarted", killBroker},
-	{"members join and leave every 2 s", rebalanceStorm},
-	{"member stopped past its session, then resumed", stopMember},
-	{"acknowledgements lost", loseAcknowledgements},
-	{"connections cut", cutConnections},
-	{"30 s without an answer", blackHole},
-	{"200 ms delay of everything", delay},
-	{"1 % of the requests end in a reset", resets},
-	{"slow sink: 400 ms an acknowledgement", slowSink},
-	{"model file torn, truncated, bit-flipped, swapped while read", damageModels},
-	{"disk of the registry full", fullDisk},
-	{"poison, empty, oversized, wrong-dimension messages, a compressed bomb", poison},
-	{"partitions added", addPartitions},
-	{"topic deleted and made again", recreateTopic},
-	{"retention passes the committed offset", retention},
-	{"the producers' clock jumps by decades", clockJump},
+// A group of faults has clusters of one kind, lanes of them: on each one fault
+// happens at a time, and most of a fault is waiting. The longest come first.
+type group struct {
+	name   string
+	start  func(testing.TB) *cluster
+	lanes  int
+	faults []fault
 }
 
-var threeBrokers = []fault{
-	{"leaders moved", moveLeaders},
-	{"one broker of three killed (SIGKILL) and restarted", killOneOfThree},
-	{"coordinators of group and transactions lost", loseCoordinators},
+var groups = []group{
+	{"brokers=1", func(t testing.TB) *cluster { return startCluster(t, 1) }, 3, []fault{
+		{"monitor killed (SIGKILL) at each step of a batch", killAtEachStep},
+		{"30 s without an answer", blackHole},
+		{"broker killed (SIGKILL) and restarted", killBroker},
+		{"member stopped past its session, then resumed", stopMember},
+		{"monitor killed (SIGKILL) while it writes its drift state", killAtSnapshot},
+		{"topic deleted and made again", recreateTopic},
+		{"members join and leave every 2 s", rebalanceStorm},
+		{"disk of the registry full", fullRegistry},
+		{"disk of the drift state full, then not", fullState},
+		{"retention passes the committed offset", retention},
+		{"200 ms delay of everything", delay},
+		{"1 % of the requests end in a reset", resets},
+		{"connections cut", cutConnections},
+		{"acknowledgements lost", loseAcknowledgements},
+		{"slow sink: 400 ms an acknowledgement", slowSink},
+		{"model file torn, truncated, bit-flipped, swapped while read", damageModels},
+		{"poison, empty, oversized, wrong-dimension messages, a compressed bomb", poison},
+		{"partitions added", addPartitions},
+		{"the producers' clock jumps by decades", clockJump},
+	}},
+	{"brokers=3", func(t testing.TB) *cluster { return startCluster(t, 3) }, 1, []fault{
+		{"coordinators of group and transactions lost", loseCoordinators},
+		{"one broker of three killed (SIGKILL) and restarted", killOneOfThree},
+		{"leaders moved", moveLeaders},
+	}},
+	{"secured", startSecured, 1, []fault{
+		{"password rotated", rotatePassword},
+		{"broker's certificate expires, then is renewed", expireBroker},
+		{"monitor's certificate expires, then is renewed", expireMonitor},
+	}},
 }
 
 // TestFaults injects every fault into a monitor with either delivery, on a real
 // Kafka, and accounts for every record.
 func TestFaults(t *testing.T) {
 	kafkatest.NeedReal(t)
+	t.Parallel()
 	s := seed(t)
 	table := &report{seed: s}
-	for _, part := range []struct {
-		nodes  int
-		faults []fault
-	}{{1, oneBroker}, {3, threeBrokers}} {
-		t.Run(fmt.Sprint("brokers=", part.nodes), func(t *testing.T) {
+	var all sync.WaitGroup
+	for _, g := range groups {
+		for _, f := range g.faults {
+			table.order = append(table.order, f.name)
+		}
+		all.Go(func() { t.Run(g.name, func(t *testing.T) { g.run(t, s, table) }) })
+	}
+	all.Wait()
+	table.publish(t)
+}
+
+func (g group) run(t *testing.T, seed uint64, table *report) {
+	queue := make(chan int, len(g.faults))
+	for i := range g.faults {
+		queue <- i
+	}
+	close(queue)
+	var lanes sync.WaitGroup
+	for range g.lanes {
+		lanes.Go(func() {
 			var c *cluster // started for the first fault that was chosen
-			for i, f := range part.faults {
-				t.Run(f.name, func(inner *testing.T) {
+			for i := range queue {
+				t.Run(g.faults[i].name, func(inner *testing.T) {
 					if c == nil {
-						c = startCluster(t, part.nodes)
+						c = g.start(t)
 					}
-					try(inner, c, f, fmt.Sprintf("f%d-%d", part.nodes, i), s, table)
+					try(inner, c, g.faults[i], fmt.Sprintf("%s-%d", strings.ReplaceAll(g.name, "=", "-"), i), seed, table)
 				})
 			}
 		})
 	}
-	table.publish(t)
+	lanes.Wait()
 }
 
 func try(t *testing.T, c *cluster, f fault, name string, seed uint64, table *report) {
+	begun := time.Now()
 	h := fnv.New64()
 	h.Write([]byte(f.name))
 	tr := &trial{cluster: c, t: t, random: rand.New(rand.NewPCG(seed, h.Sum64()))}
 	defer c.rule(nil)
 	for _, delivery := range []string{atLeastOnce, exactlyOnce} {
-		tr.all = append(tr.all, deploy(t, c.Broker, c.proxied, name+"-"+delivery[:2], delivery, ""))
+		id := name + "-" + delivery[:2]
+		tr.all = append(tr.all, deploy(t, c.Broker, c.proxied, id, delivery, c.access(t, id)))
 	}
 	for _, d := range tr.all {
 		d.start()
@@ -126,6 +161,7 @@ func try(t *testing.T, c *cluster, f fault, name string, seed uint64, table *rep
 		table.add(f.name, times, c.nodes, d.delivery, a, recovery[i])
 		t.Logf("%s: %d times, %d records in, %d lost, %d twice, recovered in %v", d.delivery, times, a.in, a.lost, a.twice, recovery[i].Round(time.Millisecond))
 	}
+	t.Logf("%v in all", time.Since(begun).Round(time.Second))
 }
 
 // pause waits between half of d and one and a half.
@@ -397,34 +433,6 @@ func write(t testing.TB, path string, content []byte) {
 	}
 }
 
-// fullDisk promotes a model where nothing can be written: a shell that allows
-// files of no byte stands for the disk. The model in service stays, also after a
-// restart.
-func fullDisk(tr *trial) int {
-	for _, d := range tr.all {
-		current, err := d.models.Current(context.Background())
-		if err != nil {
-			tr.t.Fatal(err)
-		}
-		other, err := d.models.Add(context.Background(), randomModel(tr.t, 3))
-		if err != nil {
-			tr.t.Fatal(err)
-		}
-		cmd := exec.Command("bash", "-c", `ulimit -f 0; "$0" model promote --registry "$1" "$2"`, program, d.registry, other)
-		out, err := cmd.CombinedOutput()
-		if err == nil {
-			tr.t.Errorf("%s: a model was promoted on a full disk:\n%s", d.delivery, out)
-		}
-		d.hangup()
-		tr.replace(d, d.monitors[0])
-		d.waitForResults(200)
-		if now, err := d.models.Current(context.Background()); err != nil || now != current {
-			tr.t.Errorf("%s: after a full disk the registry names %s (%v), want %s", d.delivery, now, err, current)
-		}
-	}
-	return 1
-}
-
 // poison sends what no embedding is.
 func poison(tr *trial) int {
 	bomb := make([]byte, 32<<20) // of which zstd makes some kilobytes
@@ -665,26 +673,29 @@ func (tr *trial) inSync() {
 	})
 }
 
-// loseCoordinators kills the broker that coordinates a group, and then the one
-// that coordinates the transactions of a partition.
+// loseCoordinators kills the broker that coordinates a group, and the one that
+// coordinates the transactions of a partition.
 func loseCoordinators(tr *trial) int {
 	times := 0
-	for _, d := range tr.all {
+	for _, find := range []func(ctx context.Context, d *deployment) int32{
+		func(ctx context.Context, d *deployment) int32 {
+			return d.Admin().FindGroupCoordinators(ctx, d.name)[d.name].NodeID
+		},
+		func(ctx context.Context, d *deployment) int32 {
+			id := "oodmon." + d.name + "." + d.in + "." + strconv.Itoa(tr.random.IntN(partitions))
+			return d.Admin().FindTxnCoordinators(ctx, id)[id].NodeID
+		},
+	} {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		group := d.Admin().FindGroupCoordinators(ctx, d.name)
-		node := group[d.name].NodeID
-		if d.delivery == exactlyOnce && tr.random.IntN(2) == 0 {
-			id := "oodmon." + d.name + "." + d.in + ".0"
-			node = d.Admin().FindTxnCoordinators(ctx, id)[id].NodeID
-		}
+		node := find(ctx, tr.all[1]) // the one with transactions
 		cancel()
 		if node < 1 {
-			tr.t.Fatalf("no coordinator of %s was found", d.name)
+			tr.t.Fatalf("no coordinator of %s was found", tr.all[1].name)
 		}
 		tr.KillNode(int(node) - 1)
 		tr.pause(time.Second)
-		for _, one := range tr.all {
-			one.waitForResults(100)
+		for _, d := range tr.all {
+			d.waitForResults(100)
 		}
 		tr.RestartNode(int(node) - 1)
 		tr.inSync()

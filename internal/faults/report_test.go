@@ -3,7 +3,9 @@ package faults
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -30,10 +32,10 @@ func seed(t testing.TB) uint64 {
 
 // A report is the table of what was injected and what became of the records.
 type report struct {
-	seed uint64
-	mu   sync.Mutex
-	rows map[string]string // by their first columns
-	keys []string
+	seed  uint64
+	order []string // of the faults
+	mu    sync.Mutex
+	rows  map[string]string // by their first columns
 }
 
 const reportHead = `| fault | brokers | delivery | injected | records in | scored | dead letters | lost | twice | recovered in | seed |
@@ -51,16 +53,18 @@ func (r *report) put(key, rest string) {
 	if r.rows == nil {
 		r.rows = make(map[string]string)
 	}
-	if _, ok := r.rows[key]; !ok {
-		r.keys = append(r.keys, key)
-	}
 	r.rows[key] = rest
 }
 
+// table returns the rows of the faults that there are, in their order.
 func (r *report) table() string {
 	text := reportHead
-	for _, key := range r.keys {
-		text += key + r.rows[key]
+	for _, fault := range r.order {
+		for _, key := range slices.Sorted(maps.Keys(r.rows)) {
+			if strings.HasPrefix(key, "| "+fault+" |") {
+				text += key + r.rows[key]
+			}
+		}
 	}
 	return text
 }
@@ -70,7 +74,7 @@ func (r *report) table() string {
 func (r *report) publish(t *testing.T) {
 	t.Helper()
 	fmt.Print(r.table())
-	if *reportFlag == "" || len(r.keys) == 0 {
+	if *reportFlag == "" || len(r.rows) == 0 {
 		return
 	}
 	text, err := os.ReadFile(*reportFlag)
@@ -82,15 +86,15 @@ func (r *report) publish(t *testing.T) {
 	if !ok || !ok2 {
 		t.Fatalf("%s has no markers <!-- faults --> and <!-- /faults -->", *reportFlag)
 	}
-	all := report{}
+	all := report{order: r.order}
 	for line := range strings.Lines(strings.TrimPrefix(old, reportHead)) {
 		columns := strings.SplitAfterN(line, "|", 5)
 		if len(columns) == 5 {
 			all.put(strings.Join(columns[:4], ""), columns[4])
 		}
 	}
-	for _, key := range r.keys {
-		all.put(key, r.rows[key])
+	for key, rest := range r.rows {
+		all.put(key, rest)
 	}
 	if err := os.WriteFile(*reportFlag, []byte(before+"<!-- faults -->\n"+all.table()+"<!-- /faults -->"+after), 0o644); err != nil {
 		t.Fatal(err)
