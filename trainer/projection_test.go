@@ -135,8 +135,8 @@ func TestLeaveOut(t *testing.T) {
 	for _, records := range []int{3000, 3 * trialRecords} {
 		all := clusters(1, records/3, "a", "b", "c")
 		all = append(all, cluster(rand.New(rand.NewPCG(1, 1)), 4, 1, "rare")...)
-		opts := options(t, all)
-		data, err := readLabelled(t.Context(), opts.Data, opts.TempDir, [numParts]float64{1}, 0, false)
+		opts := options(t, nil)
+		data, err := readLabelled(t.Context(), inMemory(all), opts.TempDir, [numParts]float64{1}, 0, false)
 		if err != nil {
 			t.Fatal(err)
 		}
