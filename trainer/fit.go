@@ -33,7 +33,7 @@ func fit(ctx context.Context, data *dataset, opts Options, report *Report) (*hea
 	// it does not get as far. What it loses by that, some epochs bring back.
 	first, last := r.Epochs, 0
 	if r.Projection == ProjectionLowRank {
-		last = max(1, r.Epochs/5)
+		last = max(1, r.Epochs/2)
 	}
 	f.all = (first + last) * f.stepsOf(1)
 
@@ -50,7 +50,7 @@ func fit(ctx context.Context, data *dataset, opts Options, report *Report) (*hea
 				return nil, err
 			}
 		}
-		if err := f.run(ctx, h, last, r.LearningRate/2); err != nil {
+		if err := f.run(ctx, h, last, r.LearningRate); err != nil {
 			return nil, err
 		}
 	}

@@ -14,8 +14,8 @@ import (
 const (
 	// trialFolds is how many times a share of the classes is left out.
 	trialFolds = 4
-	// trialRecords is how many records a trial looks at, of more a sample: so a
-	// trial of much data costs little beside its fit.
+	// trialRecords is about how many records a trial looks at, of more a sample:
+	// so a trial of much data costs little beside its fit.
 	trialRecords = 20_000
 	// trialJudged is the share of the known classes' records that judge.
 	trialJudged = .2
@@ -28,6 +28,8 @@ const (
 	// trained on the very classes, it only fits them closer, and loses what sets
 	// others apart.
 	trialGain = .005
+	// trialShare is how much of the progress a trial is.
+	trialShare = .4
 )
 
 // A ProjectionTrial says why a recipe with the projection "auto" has the one it
@@ -83,15 +85,14 @@ func chooseProjection(ctx context.Context, data *dataset, opts *Options, report 
 		for i := fold; i < len(order); i += folds {
 			out[order[i]] = true
 		}
-		a, b, err := tryProjection(ctx, data, opts, out)
-		if errors.Is(err, errNothingToTry) {
-			continue
-		}
+		a, b, judged, err := tryProjection(ctx, data, opts, out)
 		if err != nil {
 			return fmt.Errorf("try projections: %w", err)
 		}
-		full, none = full+a, none+b
-		trial.Folds++
+		if judged {
+			full, none = full+a, none+b
+			trial.Folds++
+		}
 		if opts.Progress != nil {
 			opts.Progress(trialShare * float64(fold+1) / float64(folds))
 		}
@@ -108,25 +109,20 @@ func chooseProjection(ctx context.Context, data *dataset, opts *Options, report 
 	return nil
 }
 
-// trialShare is how much of the progress a trial is.
-const trialShare = .4
-
-// errNothingToTry is of a fold whose records do not allow a fit or a judgement.
-var errNothingToTry = errors.New("nothing to try a projection by")
-
 // tryProjection fits with a full projection and without one, to some of the
 // records of the classes that are not out, and returns the AUROC of either, of
-// their other records against those of the classes that are.
-func tryProjection(ctx context.Context, data *dataset, opts *Options, out []bool) (full, none float64, err error) {
+// their other records against those of the classes that are. judged is false
+// where there are no such records, or what is left cannot be fitted to.
+func tryProjection(ctx context.Context, data *dataset, opts *Options, out []bool) (full, none float64, judged bool, err error) {
 	fold, err := data.leaveOut(ctx, opts, out)
 	if fold != nil {
 		defer func() { err = errors.Join(err, fold.close()) }()
 	}
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, false, err
 	}
 	if _, err := fold.means(); err != nil || fold.parts[partCalibration].rows == 0 || fold.parts[partHeldOut].rows == 0 {
-		return 0, 0, errNothingToTry
+		return 0, 0, false, nil
 	}
 	auroc := func(projection Projection) (float64, error) {
 		o := Options{Recipe: opts.Recipe}
@@ -137,7 +133,9 @@ func tryProjection(ctx context.Context, data *dataset, opts *Options, out []bool
 		if err != nil {
 			return 0, err
 		}
-		m := &model.Model{Detector: o.Recipe.Detector, Score: o.Recipe.Score, EntropicScale: o.Recipe.EntropicScale, Temperature: 1, Classes: fold.classes}
+		// By the default score, so that the fit does not depend on which of its
+		// scores is used.
+		m := &model.Model{Detector: o.Recipe.Detector, Score: model.Scores(o.Recipe.Detector)[0], EntropicScale: o.Recipe.EntropicScale, Temperature: 1, Classes: fold.classes}
 		h.export(m)
 		inside, err := fold.scores(m, partCalibration)
 		if err != nil {
@@ -147,10 +145,10 @@ func tryProjection(ctx context.Context, data *dataset, opts *Options, out []bool
 		return Detect(inside, outside).AUROC, err
 	}
 	if none, err = auroc(ProjectionNone); err != nil {
-		return 0, 0, err
+		return 0, 0, false, err
 	}
 	full, err = auroc(ProjectionFull)
-	return full, none, err
+	return full, none, true, err
 }
 
 // leaveOut returns the records to fit, or a sample of them, without some of the

@@ -78,6 +78,25 @@ func TestProjectionAuto(t *testing.T) {
 	}
 }
 
+// What is made of the logits changes nothing of the fit.
+func TestProjectionAutoDoesNotDependOnTheScore(t *testing.T) {
+	fitted := func(score string) (*model.Model, *ProjectionTrial) {
+		opts := options(t, disturbed(1, 100, 8, 1.5))
+		opts.Recipe.Detector, opts.Recipe.Score = model.Softmax, score
+		m, report, err := Train(t.Context(), opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m, report.ProjectionTrial
+	}
+	a, first := fitted("")
+	b, second := fitted(model.Energy)
+	if *first.Full != *second.Full || *first.None != *second.None {
+		t.Errorf("by the default score %s, by energy %s", first, second)
+	}
+	closeTo(t, "weights", b.Weights.Data().([]float32), a.Weights.Data().([]float32), 0)
+}
+
 // A fit that goes on from a model keeps its kind of projection, without a trial.
 func TestProjectionAutoGoesOn(t *testing.T) {
 	data := clusters(1, 300, "a", "b", "c")
@@ -116,8 +135,8 @@ func TestLeaveOut(t *testing.T) {
 	for _, records := range []int{3000, 3 * trialRecords} {
 		all := clusters(1, records/3, "a", "b", "c")
 		all = append(all, cluster(rand.New(rand.NewPCG(1, 1)), 4, 1, "rare")...)
-		opts := options(t, all)
-		data, err := readLabelled(t.Context(), opts.Data, opts.TempDir, [numParts]float64{1}, 0, false)
+		opts := options(t, nil)
+		data, err := readLabelled(t.Context(), inMemory(all), opts.TempDir, [numParts]float64{1}, 0, false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -22,10 +22,10 @@ func newTrainCommand() *cobra.Command {
 		Use:   "train --data FILE [--data FILE]... --output MODEL",
 		Short: "Fit a detector to labelled embeddings and calibrate it",
 		Long: `train fits a head (IsoMax+, unless --detector says otherwise), and a linear
-projection before it where that helps, to labelled embeddings. It fits the temperature of the
-probabilities and the threshold on embeddings that the fit never saw, and writes
-a model file. Of detectors that need no training it keeps the statistics; 'oodmon
-eval --detectors all' compares them.
+projection before it where a trial shows that it helps, to labelled embeddings.
+It fits the temperature of the probabilities and the threshold on embeddings that
+the fit never saw, and writes a model file. Of detectors that need no training it
+keeps the statistics; 'oodmon eval --detectors all' compares them.
 
 Files are Arrow IPC (.arrow), Parquet (.parquet), NumPy (.npy, labels one a line
 in NAME.labels.txt beside it) or JSON lines (.jsonl), with the columns embedding
