@@ -45,6 +45,9 @@ leaves, within shutdown.drain_timeout. SIGHUP: the registry is read now.`,
 			err = m.Run(ctx)
 			stop()
 			reloading.Wait()
+			if err == nil {
+				slog.Info("stopped") // and not killed, which tells nothing
+			}
 			return err
 		},
 	}
