@@ -298,10 +298,11 @@ func TestReadHead(t *testing.T) {
 		"bare": {headFile(t, nil, prototypes, scale), "", Model{Detector: IsoMaxPlus, Score: MDS, DistanceScale: 2, EntropicScale: 10, Classes: []string{"0", "1"}}},
 		"full": {headFile(t, map[string]string{"classes": `["a","b"]`, "entropic_scale": "5", "temperature": "2", "loss": "isomax+"}, prototypes, scale, float32s("transform.matrix", 4, 3), float32s("optimizer", 9)), "",
 			Model{Detector: IsoMaxPlus, Score: MDS, DistanceScale: 2, EntropicScale: 5, Temperature: 2, Classes: []string{"a", "b"}, Transform: &Transform{}}},
-		"dismax":          {headFile(t, loss("dismax"), prototypes, scale), "", Model{Detector: DisMax, Score: MMLES, DistanceScale: 2, EntropicScale: 10, Classes: []string{"0", "1"}}},
-		"isomax":          {headFile(t, nil, prototypes, scale), "isomax", Model{Detector: IsoMax, Score: ES, EntropicScale: 10, Classes: []string{"0", "1"}}},
-		"softmax":         {headFile(t, nil, weights, bias), "", Model{Detector: Softmax, Score: MPS, EntropicScale: 1, Classes: []string{"0", "1"}, Bias: vector(2)}},
-		"torch.nn.Linear": {headFile(t, nil, float32s("weight", 2, 3)), "", Model{Detector: Softmax, Score: MPS, EntropicScale: 1, Classes: []string{"0", "1"}, Bias: vector(2)}},
+		"dismax":                   {headFile(t, loss("dismax"), prototypes, scale), "", Model{Detector: DisMax, Score: MMLES, DistanceScale: 2, EntropicScale: 10, Classes: []string{"0", "1"}}},
+		"scale without dimensions": {headFile(t, nil, prototypes, rawTensor{"distance_scale", "F32", nil, scale.data}), "", Model{Detector: IsoMaxPlus, Score: MDS, DistanceScale: 2, EntropicScale: 10, Classes: []string{"0", "1"}}},
+		"isomax":                   {headFile(t, nil, prototypes, scale), "isomax", Model{Detector: IsoMax, Score: ES, EntropicScale: 10, Classes: []string{"0", "1"}}},
+		"softmax":                  {headFile(t, nil, weights, bias), "", Model{Detector: Softmax, Score: MPS, EntropicScale: 1, Classes: []string{"0", "1"}, Bias: vector(2)}},
+		"torch.nn.Linear":          {headFile(t, nil, float32s("weight", 2, 3)), "", Model{Detector: Softmax, Score: MPS, EntropicScale: 1, Classes: []string{"0", "1"}, Bias: vector(2)}},
 	} {
 		m, err := read(test.file, test.detector)
 		if err != nil {
@@ -322,16 +323,16 @@ func TestReadHead(t *testing.T) {
 		file     []byte
 		want     string
 	}{
-		{"", headFile(t, nil, scale), "tensor prototypes is missing: isomax+ needs it"},
-		{"", headFile(t, nil, prototypes), "tensor distance_scale is missing: isomax+ needs it"},
+		{"", headFile(t, nil, scale), `tensor prototypes is missing: isomax+ needs it; the file holds ["distance_scale"]`},
+		{"", headFile(t, nil, prototypes), `tensor distance_scale is missing: isomax+ needs it; the file holds ["prototypes"]`},
 		{"", headFile(t, nil, float32s("prototypes", 6), scale), "tensor prototypes is F32[6], expected F32 with 2 dimensions"},
 		{"", headFile(t, nil, rawTensor{"prototypes", "F16", []int{2, 3}, make([]byte, 12)}, scale), "tensor prototypes is F16[2 3], expected F32 with 2 dimensions"},
 		{"", headFile(t, nil, float32s("prototypes", 0, 3), scale), "tensor prototypes has shape [0 3]: no dimension may be 0"},
 		{"", headFile(t, nil, prototypes, float32s("distance_scale", 2)), "tensor distance_scale has shape [2], expected [1]"},
-		{"", headFile(t, loss("hinge"), prototypes, scale), `loss "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax"]`},
-		{"knn", headFile(t, nil, prototypes, scale), `loss "knn" is not one of ["isomax+" "isomax" "dismax" "softmax"]`},
+		{"", headFile(t, loss("hinge"), prototypes, scale), `metadata: loss "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax"]`},
+		{"knn", headFile(t, nil, prototypes, scale), `detector "knn" is not one of ["isomax+" "isomax" "dismax" "softmax"]`},
 		{"isomax+", headFile(t, loss("dismax"), prototypes, scale), `metadata: loss is "dismax", but the detector was said to be "isomax+"`},
-		{"softmax", headFile(t, nil, prototypes, scale), "tensor weights is missing: softmax needs it"},
+		{"softmax", headFile(t, nil, prototypes, scale), `tensor weights is missing: softmax needs it; the file holds ["distance_scale" "prototypes"]`},
 		{"", headFile(t, nil, weights, float32s("bias", 3)), "tensor bias has shape [3], expected [2]"},
 		{"", headFile(t, nil, weights, float32s("weight", 2, 3)), "tensors weight and weights are both there: which are the head's?"},
 		{"", headFile(t, map[string]string{"entropic_scale": "ten"}, prototypes, scale), `metadata: entropic_scale is "ten", expected a number`},

@@ -3,6 +3,7 @@ package model
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -15,7 +16,7 @@ import (
 // yet.
 //
 // The tensors, float32: prototypes [C, K] and, for isomax+ and dismax,
-// distance_scale [1]; or, for softmax, weights [C, K] (or weight, as a
+// distance_scale [1] or []; or, for softmax, weights [C, K] (or weight, as a
 // torch.nn.Linear calls it) and bias [C], 0 where there is none; if present
 // transform.matrix [D, K], or transform.u [D, r] and transform.v [r, D]. Other
 // tensors are ignored.
@@ -50,6 +51,10 @@ func decodeHeadFile(file []byte, detector string) (*Model, error) {
 		}
 		tensors[tensorWeights] = weight
 	}
+	if scale, ok := tensors[tensorDistanceScale]; ok && len(scale.shape) == 0 { // a parameter without dimensions
+		scale.shape = []int{1}
+		tensors[tensorDistanceScale] = scale
+	}
 	loss, told := metadata["loss"]
 	switch _, weights := tensors[tensorWeights]; {
 	case detector != "":
@@ -64,7 +69,10 @@ func decodeHeadFile(file []byte, detector string) (*Model, error) {
 		detector = IsoMaxPlus
 	}
 	if !HasLogits(detector) {
-		return nil, fmt.Errorf("loss %q is not one of %q", detector, Heads())
+		if told {
+			return nil, fmt.Errorf("metadata: loss %q is not one of %q", detector, Heads())
+		}
+		return nil, fmt.Errorf("detector %q is not one of %q", detector, Heads())
 	}
 	spec := specOf(detector)
 	m := &Model{Detector: detector, Score: spec.scores[0], EntropicScale: 10, Temperature: 1}
@@ -86,7 +94,7 @@ func decodeHeadFile(file []byte, detector string) (*Model, error) {
 	}
 	for _, name := range spec.tensors {
 		if _, ok := own[name]; !ok && name != tensorBias {
-			return nil, fmt.Errorf("tensor %s is missing: %s needs it", name, detector)
+			return nil, fmt.Errorf("tensor %s is missing: %s needs it; the file holds %q", name, detector, slices.Sorted(maps.Keys(tensors)))
 		}
 	}
 	if text, ok := metadata["classes"]; ok {

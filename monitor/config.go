@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/oodmon/oodmon/alerts"
@@ -172,9 +174,13 @@ func parseConfig(text []byte) (*Config, error) {
 	return cfg, nil
 }
 
-var unknownKey = regexp.MustCompile(`^(line \d+: )field (\S+) not found in type \S+$`)
+var (
+	unknownKey = regexp.MustCompile(`^(line \d+: )field (\S+) not found in type \S+$`)
+	wrongType  = regexp.MustCompile("^(line \\d+: )cannot unmarshal !!(\\w+) (?:(`.*`) )?into (\\S+)$")
+)
 
-// plainYAMLError says "unknown key" where the library names a Go type.
+// plainYAMLError says "unknown key", and what was expected, where the library
+// names a Go type.
 func plainYAMLError(err error) error {
 	typed, ok := errors.AsType[*yaml.TypeError](err)
 	if !ok {
@@ -182,9 +188,39 @@ func plainYAMLError(err error) error {
 	}
 	var all []error
 	for _, line := range typed.Errors {
-		all = append(all, errors.New(unknownKey.ReplaceAllString(line, `${1}unknown key "${2}"`)))
+		line = unknownKey.ReplaceAllString(line, `${1}unknown key "${2}"`)
+		if parts := wrongType.FindStringSubmatch(line); parts != nil {
+			found := parts[3]
+			switch {
+			case parts[2] == "seq":
+				found = "a list"
+			case parts[2] == "map":
+				found = "a section of keys"
+			}
+			line = fmt.Sprintf("%s%s is not %s", parts[1], found, plainType(parts[4]))
+		}
+		all = append(all, errors.New(line))
 	}
 	return errors.Join(all...)
+}
+
+// plainType says what a value of a Go type is called in a configuration.
+func plainType(name string) string {
+	switch {
+	case name == "time.Duration":
+		return "a duration like 100ms, 30s or 5m"
+	case strings.HasPrefix(name, "[]"):
+		return `a list like ["a", "b"]`
+	case strings.HasPrefix(name, "int"), strings.HasPrefix(name, "uint"):
+		return "a whole number"
+	case strings.HasPrefix(name, "float"):
+		return "a number like 0.01"
+	case name == "bool":
+		return "true or false"
+	case name == "string":
+		return "one text"
+	}
+	return "a section of keys"
 }
 
 // Validate reports every value that cannot work, each with its key.
@@ -237,6 +273,10 @@ func (c *Config) Validate() error {
 		require(c.Drift.Incidents.Topic == "" || c.Drift.Incidents.Topic != t.topic, "drift.incidents.topic: %q is the topic of %s; choose another", t.topic, t.key)
 	}
 	require(len(c.Web.ListenAddresses) > 0, "web.listen_addresses: at least one is needed")
+	for i, address := range c.Web.ListenAddresses {
+		_, _, err := net.SplitHostPort(address)
+		require(err == nil, "web.listen_addresses[%d]: %q is not host:port or :port", i, address)
+	}
 	require(c.Shutdown.DrainTimeout > 0, "shutdown.drain_timeout: %v must be positive", c.Shutdown.DrainTimeout)
 	if err := c.Retrain.Validate(); err != nil {
 		all = append(all, err)

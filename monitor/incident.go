@@ -82,6 +82,25 @@ func fileName(segment string) string {
 	return safe[:min(len(safe), most)]
 }
 
+// prepareIncidents makes dir, and sees that it can be written to: at the first
+// alarm it is too late to learn that.
+func prepareIncidents(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("drift.incidents.dir: %w", err)
+	}
+	probe, err := os.CreateTemp(dir, ".oodmon-*")
+	if err != nil {
+		return fmt.Errorf("drift.incidents.dir: %w", err)
+	}
+	if err := errors.Join(probe.Close(), os.Remove(probe.Name())); err != nil {
+		return fmt.Errorf("drift.incidents.dir: %w", err)
+	}
+	return nil
+}
+
 // keepIncident writes the incident's file and removes the oldest beyond keep.
 func keepIncident(dir string, keep int, incident *Incident) error {
 	text, err := json.MarshalIndent(incident, "", "  ")

@@ -711,8 +711,9 @@ func TestNewRefuses(t *testing.T) {
 		"no broker":      {func(c *Config) { c.Kafka.Brokers = []string{"127.0.0.1:1"} }, "kafka broker 127.0.0.1:1: "},
 		"no input topic": {func(c *Config) { c.Input.Topic = "nowhere" }, "kafka topic nowhere does not exist: create it, or correct the configuration"},
 		"no output":      {func(c *Config) { c.Output.Topic = "nowhere" }, "kafka topic nowhere does not exist: create it, or correct the configuration"},
-		"no model":       {func(c *Config) { c.Model.Registry = t.TempDir() }, "the registry has no current model; make one with 'oodmon retrain' or 'oodmon model import'"},
+		"no model":       {func(c *Config) { c.Model.Registry = t.TempDir() }, "the registry has no current model; put one there with 'oodmon model promote', 'oodmon model import --promote' or 'oodmon retrain'"},
 		"port in use":    {func(c *Config) { c.Web.ListenAddresses = []string{f.Address} }, "web.listen_addresses: listen tcp " + f.Address},
+		"no incidents":   {func(c *Config) { c.Drift.Enabled, c.Drift.Incidents.Dir = true, "line_test.go/incidents" }, "drift.incidents.dir: mkdir line_test.go: not a directory"},
 		"no web config":  {func(c *Config) { c.Web.ConfigFile = "/nowhere.yml" }, "web.config_file /nowhere.yml: "},
 	} {
 		t.Run(name, func(t *testing.T) {

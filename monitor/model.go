@@ -25,7 +25,7 @@ type live struct {
 func (m *Monitor) loadLive(ctx context.Context, dim int) (*live, error) {
 	version, err := m.models.Current(ctx)
 	if errors.Is(err, model.ErrNoCurrent) {
-		return nil, fmt.Errorf("%w; make one with 'oodmon retrain' or 'oodmon model import'", err)
+		return nil, fmt.Errorf("%w; put one there with 'oodmon model promote', 'oodmon model import --promote' or 'oodmon retrain'", err)
 	}
 	if err != nil {
 		return nil, err

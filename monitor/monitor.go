@@ -61,6 +61,9 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 		if m.drift, err = drift.New(cfg.Drift, cfg.Input.Topic, baselineOf(first.model), time.Now, series, log); err != nil {
 			return nil, err
 		}
+		if err := prepareIncidents(cfg.Drift.Incidents.Dir); err != nil {
+			return nil, err
+		}
 	}
 	m.warnOfBudget(first.model)
 	m.live.Store(first)

@@ -162,7 +162,7 @@ func (d *dataset) count(class int32, norm float32, unit []float32, raw bool) {
 func (c *Counts) check() error {
 	if c.Records+c.NoDirection == 0 {
 		if c.Unlabelled > 0 {
-			return fmt.Errorf("none of %d records has a label", c.Unlabelled)
+			return fmt.Errorf("none of %d records has a label (a column label, or of NAME.npy the file NAME.labels.txt)", c.Unlabelled)
 		}
 		return errors.New("there are no records")
 	}

@@ -143,7 +143,7 @@ func TestTrainRefuses(t *testing.T) {
 		want string
 	}{
 		"one class": {clusters(1, 300, "a"), `all 300 records have the label "a": at least two classes are needed`},
-		"no labels": {clusters(1, 300, "", ""), "none of 600 records has a label"},
+		"no labels": {clusters(1, 300, "", ""), "none of 600 records has a label (a column label, or of NAME.npy the file NAME.labels.txt)"},
 		"constant": {with(func(all []row) []row {
 			for i := range all {
 				all[i].Embedding = all[0].Embedding

@@ -75,6 +75,9 @@ histograms with the threshold, reliability, classes, confusions and a map.`,
 			case len(choices) == 0 && len(data)+len(calibration) > 0:
 				return withExit(exitUsage, errors.New("--data and --calibration are for --detectors: a model is fitted and calibrated"))
 			}
+			if err := disjoint(fileSet{"--data", data}, fileSet{"--calibration", calibration}, fileSet{"--id", in}, fileSet{"--ood", out}); err != nil {
+				return withExit(exitUsage, err)
+			}
 			if reportDir != "" { // before the work
 				if err := os.MkdirAll(reportDir, 0o755); err != nil {
 					return fmt.Errorf("--report: %w", err)
@@ -83,7 +86,7 @@ histograms with the threshold, reliability, classes, confusions and a map.`,
 			inside, outside := trainer.Files(in...), trainer.Files(out...)
 			var all []*trainer.Evaluation
 			if location != "" {
-				m, err := loadModel(cmd.Context(), location)
+				m, err := loadModel(cmd.Context(), "--model", location)
 				if err != nil {
 					return err
 				}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"text/tabwriter"
 	"time"
 
@@ -29,6 +30,9 @@ func newIncidentsListCommand(dir *string) *cobra.Command {
 		Example: "  oodmon incidents list --dir /var/lib/oodmon/incidents",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := os.Stat(*dir); err != nil { // a monitor makes it at its start
+				return fmt.Errorf("--dir: %w", err)
+			}
 			all, err := monitor.Incidents(*dir)
 			if err != nil {
 				return err

@@ -22,6 +22,9 @@ func TestIncidents(t *testing.T) {
 	if got := oodmon(t, 1, "incidents", "show", "--dir", dir, "x").stderr; !strings.Contains(got, "no incident x in "+dir) {
 		t.Errorf("show x: %s", got)
 	}
+	if got := oodmon(t, 1, "incidents", "list", "--dir", filepath.Join(dir, "nowhere")).stderr; !strings.Contains(got, "oodmon: --dir: stat "+dir) {
+		t.Errorf("no folder: %s", got)
+	}
 	if got := oodmon(t, 2, "incidents", "list").stderr; !strings.Contains(got, `required flag(s) "dir" not set`) {
 		t.Errorf("without a folder: %s", got)
 	}

@@ -99,6 +99,10 @@ func TestWrongUsage(t *testing.T) {
 	}{
 		{[]string{"frobnicate"}, 2, `unknown command "frobnicate" for "oodmon"`},
 		{[]string{"train", "--dat", "x"}, 2, "unknown flag: --dat; see 'oodmon train --help'"},
+		{[]string{"train", "--data", digits("train.arrow"), "--calibration", digits("train.arrow"), "--output", "c"}, 2, "--calibration: " + digits("train.arrow") + " is one of --data too: the records have to be others"},
+		{[]string{"eval", "--model", "m", "--id", digits("test.arrow"), "--ood", digits("test.arrow")}, 2, "--ood: " + digits("test.arrow") + " is one of --id too: the records have to be others"},
+		{[]string{"train", "--data", "a", "--output", "nowhere/c"}, 1, "--output: stat nowhere: no such file or directory"},
+		{[]string{"train", "--data", "a", "--output", "c", "--start", "nowhere"}, 1, "--start: stat nowhere: no such file or directory"},
 		{[]string{"train", "--data", "a", "b", "--output", "c"}, 2, `unexpected argument "b": repeat the flag before each file; see 'oodmon train --help'`},
 		{[]string{"train"}, 2, `required flag(s) "data", "output" not set`},
 		{[]string{"train", "--data", "x", "--output", "y", "--detector", "hinge"}, 2, `detector: "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax" "class-means" "knn" "mahalanobis" "relative-mahalanobis" "fdbd"]`},

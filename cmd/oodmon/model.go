@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -16,11 +17,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// loadModel reads a model file, or a registry's current model.
-func loadModel(ctx context.Context, location string) (*model.Model, error) {
+// loadModel reads a model file, or a registry's current model, as flag says.
+func loadModel(ctx context.Context, flag, location string) (*model.Model, error) {
 	info, err := os.Stat(location)
 	if err != nil {
-		return nil, fmt.Errorf("read model: %w", err)
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	if !info.IsDir() {
 		return model.ReadFile(location)
@@ -83,6 +84,18 @@ func openRegistry(location string) (*model.Registry, error) {
 	return model.OpenRegistry(location)
 }
 
+// existing refuses a registry that is not there: a command that only looks, or
+// goes back, would take a mistyped folder for an empty registry, or make it.
+func existing(location string) error {
+	if location == "" {
+		return nil // openRegistry says so
+	}
+	if _, err := os.Stat(location); err != nil {
+		return fmt.Errorf("--registry: %w", err)
+	}
+	return nil
+}
+
 // A modelInfo is what list and show print.
 type modelInfo struct {
 	Version       string    `json:"version"`
@@ -138,6 +151,9 @@ is 1.`,
 			if err != nil {
 				return err
 			}
+			if err := existing(*registry); err != nil {
+				return err
+			}
 			versions, err := models.List(cmd.Context())
 			if err != nil {
 				return err
@@ -183,8 +199,10 @@ is 1.`,
 
 func newModelShowCommand(registry *string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "show [VERSION|FILE]",
+		Use:   "show [--registry DIR [VERSION]|FILE]",
 		Short: "Show a model, as JSON",
+		Long: `show prints a model of a registry, by default the one in service, or a model file:
+what it is made of, its threshold, and how it was fitted. It is JSON.`,
 		Example: `  oodmon model show --registry /var/lib/oodmon/registry                # the current model
   oodmon model show --registry /var/lib/oodmon/registry 0123456789ab
   oodmon model show head.safetensors`,
@@ -250,20 +268,25 @@ registry and puts that into service.`,
   oodmon model promote --registry /var/lib/oodmon/registry head.safetensors`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return locked(cmd.Context(), *registry, func(models *model.Registry) error {
-				version := args[0]
-				if _, err := os.Stat(version); err == nil {
-					m, err := model.ReadFile(version)
-					if err != nil {
-						return err
-					}
-					if version, err = models.Publish(cmd.Context(), m, model.Event{Detail: "by hand"}); err != nil {
-						return err
-					}
-				} else if err := models.Promote(cmd.Context(), version); err != nil {
+			version := args[0]
+			var m *model.Model
+			if _, err := os.Stat(version); err == nil {
+				if m, err = model.ReadFile(version); err != nil {
 					return err
 				}
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), "in service:", version)
+			} else if strings.ContainsAny(version, "./\\") { // the name of a file, not a version
+				return err
+			}
+			return locked(cmd.Context(), *registry, func(models *model.Registry) (err error) {
+				if m != nil {
+					version, err = models.Publish(cmd.Context(), m, model.Event{Detail: "by hand"})
+				} else {
+					err = models.Promote(cmd.Context(), version)
+				}
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), "in service:", version)
 				return err
 			})
 		},
@@ -277,6 +300,9 @@ func newModelRollbackCommand(registry *string) *cobra.Command {
 		Example: "  oodmon model rollback --registry /var/lib/oodmon/registry",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := existing(*registry); err != nil {
+				return err
+			}
 			return locked(cmd.Context(), *registry, func(models *model.Registry) error {
 				version, err := models.Rollback(cmd.Context())
 				if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -83,11 +84,17 @@ func TestModelWrongUsage(t *testing.T) {
 		{append(head, "--output", "x", "--promote"), 2, "--promote needs --registry"},
 		{append(head, "--output", "x", "--alpha", "0"), 2, `invalid argument "0" for "--alpha" flag: it must be a number between 0 and 1; see 'oodmon model import --help'`},
 		{append(head, "--output", "x", "--delta", "NaN"), 2, `invalid argument "NaN" for "--delta" flag: it must be a number between 0 and 1`},
+		{[]string{"model", "list", "--registry", "nowhere"}, 1, "oodmon: --registry: stat nowhere: no such file or directory"},
+		{[]string{"model", "rollback", "--registry", "nowhere"}, 1, "oodmon: --registry: stat nowhere: no such file or directory"},
+		{[]string{"model", "promote", "--registry", "nowhere", "nowhere.safetensors"}, 1, "oodmon: stat nowhere.safetensors: no such file or directory"},
 		{append(head, "--output", "x", "--alpha", "1e-300"), 1, "calibrate: too few calibration records: 1212 for a false-positive rate of 1e-300 with confidence 0.95; at least 2147483647 are needed"},
 	} {
 		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, test.want) {
 			t.Errorf("%v: %s\nwant %s", test.args, o.stderr, test.want)
 		}
+	}
+	if _, err := os.Stat("nowhere"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a mistyped registry was made: %v", err)
 	}
 }
 

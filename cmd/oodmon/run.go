@@ -50,6 +50,9 @@ SIGHUP: the registry is read now.`,
 			err = m.Run(ctx)
 			stop()
 			reloading.Wait()
+			if err == nil {
+				slog.Info("stopped") // and not killed, which tells nothing
+			}
 			return err
 		},
 	}

@@ -44,7 +44,7 @@ format of --input-format. MODEL is a model file, or a registry.`,
   zcat live.jsonl.gz | oodmon score --model head.safetensors --input-format jsonl -`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := loadModel(cmd.Context(), location)
+			m, err := loadModel(cmd.Context(), "--model", location)
 			if err != nil {
 				return err
 			}

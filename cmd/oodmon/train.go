@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/oodmon/oodmon/model"
@@ -41,9 +43,15 @@ carries.`,
 			if err := opts.Recipe.Validate(); err != nil {
 				return withExit(exitUsage, err)
 			}
+			if err := disjoint(fileSet{"--data", data}, fileSet{"--calibration", calibration}); err != nil {
+				return withExit(exitUsage, err)
+			}
+			if _, err := os.Stat(filepath.Dir(output)); err != nil { // before the work
+				return fmt.Errorf("--output: %w", err)
+			}
 			if start != "" {
 				var err error
-				if opts.Start, err = loadModel(cmd.Context(), start); err != nil {
+				if opts.Start, err = loadModel(cmd.Context(), "--start", start); err != nil {
 					return err
 				}
 				opts.Parent = opts.Start.Version
@@ -80,8 +88,8 @@ carries.`,
 			if model.HasLogits(m.Detector) {
 				fmt.Fprintln(cmd.OutOrStdout(), report.Temperature)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "threshold %.4f: the %d. largest of %d calibration scores; false-positive rate at most %g with probability %g\n",
-				report.Threshold, report.Rank, report.Calibration, m.Alpha, 1-m.Delta)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "threshold %.4f: the %s largest of %d calibration scores; false-positive rate at most %g with probability %g\n",
+				report.Threshold, ordinal(report.Rank), report.Calibration, m.Alpha, 1-m.Delta)
 			return err
 		},
 	}
@@ -122,6 +130,53 @@ func noLooseFiles(_ *cobra.Command, args []string) error {
 		return fmt.Errorf("unexpected argument %q: repeat the flag before each file", args[0])
 	}
 	return nil
+}
+
+// A fileSet is the files that a flag names.
+type fileSet struct {
+	flag  string
+	files []string
+}
+
+// disjoint refuses a file that two flags name: what is promised and measured
+// holds for records that the fit, or the calibration, never saw.
+func disjoint(sets ...fileSet) error {
+	type use struct {
+		flag string
+		info os.FileInfo
+	}
+	var seen []use
+	for _, set := range sets {
+		for _, path := range set.files {
+			info, err := os.Stat(path)
+			if err != nil {
+				continue // whoever reads it says so
+			}
+			for _, other := range seen {
+				if other.flag != set.flag && os.SameFile(other.info, info) {
+					return fmt.Errorf("%s: %s is one of %s too: the records have to be others", set.flag, path, other.flag)
+				}
+			}
+			seen = append(seen, use{set.flag, info})
+		}
+	}
+	return nil
+}
+
+// ordinal writes n as 1st, 2nd, 3rd, 4th ...
+func ordinal(n int) string {
+	suffix := "th"
+	if n/10%10 != 1 {
+		switch n % 10 {
+		case 1:
+			suffix = "st"
+		case 2:
+			suffix = "nd"
+		case 3:
+			suffix = "rd"
+		}
+	}
+	return fmt.Sprintf("%d%s", n, suffix)
 }
 
 // writeModel replaces path at once, so that nobody reads half a model.
