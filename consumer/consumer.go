@@ -491,6 +491,9 @@ func (w *worker) handle(handler Handler, b *Batch, next int64) error {
 		w.failed(opHandle, fmt.Errorf("handle %s[%d] from offset %d: %w", b.Topic, b.Partition, b.Messages[0].Offset, err))
 		if b.Claim != nil {
 			w.claimed = false
+			// It may be committed all the same: an offset from before must not
+			// follow, not even that of a gap.
+			w.handled = w.committed
 			return &handleError{err}
 		}
 		if retry.wait(w.running) != nil {

@@ -45,8 +45,8 @@ var Reasons = []Reason{TooLarge, Empty, UnknownCodec, BadJSON, BadArrow, WrongDi
 // A Message is what a topic holds. Its slices are not kept.
 type Message struct {
 	Key, Value []byte
-	// Size is the length that the value had where it was too large to be
-	// fetched, else 0.
+	// Size is the length that the value had in the log where it was too large
+	// to be held, else 0.
 	Size int
 	// Headers may be nil.
 	Headers   Headers
@@ -213,6 +213,9 @@ func (b *Builder) decode(m *Message) error {
 	if size := max(m.Size, len(m.Value)); size > b.cfg.MaxMessageBytes {
 		return reject(TooLarge, "the message has %d bytes, at most %d are read", size, b.cfg.MaxMessageBytes)
 	}
+	if m.Size > 0 { // compressed
+		return reject(TooLarge, "the message's record batch has %d bytes in the log, and decompressed more than is held in memory", m.Size)
+	}
 	if len(m.Value) == 0 {
 		return reject(Empty, "the message is empty, expected an embedding")
 	}
@@ -244,7 +247,7 @@ func (b *Builder) codec(m *Message) (string, error) {
 		case ArrowContentType:
 			return CodecArrow, nil
 		}
-		return "", reject(UnknownCodec, "content-type %q is not one of application/octet-stream, application/json, %s", contentType, ArrowContentType)
+		return "", reject(UnknownCodec, "content-type %.64q is not one of application/octet-stream, application/json, %s", contentType, ArrowContentType)
 	}
 	switch {
 	case bytes.HasPrefix(m.Value, continuation):
@@ -265,8 +268,48 @@ func (b *Builder) decodeRaw(m *Message) error {
 	}
 	c := &b.columns
 	c.embedding = append(c.embedding, arrowcol.Floats(m.Value)...)
-	b.close(m, optional{}, optional{}, optional{}, m.Time.UnixMicro(), 0)
+	b.close(m, optional{}, optional{}, optional{}, messageMicros(m), 0)
 	return nil
+}
+
+// maxText bounds what a record says of itself: its score record holds the id
+// twice, up to six bytes a byte, and has to fit in a message.
+const maxText = 4 << 10
+
+// checkTexts rejects texts that would end elsewhere than in a column: an output
+// topic does not take a message without bound, nor Prometheus a label that is
+// not UTF-8.
+func checkTexts(bad Reason, id, label, segment optional) error {
+	for _, c := range [...]struct {
+		name string
+		text []byte
+	}{{ColID, id.text}, {ColLabel, label.text}, {ColSegment, segment.text}} {
+		if len(c.text) > maxText {
+			return reject(TooLarge, "%s has %d bytes, at most %d are read", c.name, len(c.text), maxText)
+		}
+		if !utf8.Valid(c.text) {
+			return reject(bad, "%s is %.40q, expected UTF-8", c.name, c.text)
+		}
+	}
+	return nil
+}
+
+// The times that RFC 3339 can write, with a year of four digits, in microseconds.
+const (
+	minMicros = -62167219200 * 1_000_000
+	maxMicros = 253402300800*1_000_000 - 1
+)
+
+// messageMicros returns the message's time. A producer may write any number
+// there, microseconds for example; that is no reason to reject its embedding.
+func messageMicros(m *Message) int64 {
+	switch millis := m.Time.UnixMilli(); {
+	case millis < minMicros/1000:
+		return minMicros
+	case millis > maxMicros/1000:
+		return maxMicros
+	}
+	return m.Time.UnixMicro()
 }
 
 // close ends a row; what the record does not say itself comes from the message.

@@ -292,6 +292,25 @@ func TestRejects(t *testing.T) {
 		}
 	}
 	large := stream(t, bare, nil, many, many)
+	oneRow := func(fields []arrow.Field, fill func(*array.RecordBuilder)) []byte {
+		return stream(t, arrow.NewSchema(append(bare.Fields(), fields...), nil), nil, func(b *array.RecordBuilder) {
+			list := b.Field(0).(*array.FixedSizeListBuilder)
+			list.Append(true)
+			list.ValueBuilder().(*array.Float32Builder).AppendValues(vectors[0], nil)
+			fill(b)
+		})
+	}
+	texts := func(label, segment string) []byte {
+		return oneRow([]arrow.Field{{Name: ColLabel, Type: arrow.BinaryTypes.String}, {Name: ColSegment, Type: arrow.BinaryTypes.String}}, func(b *array.RecordBuilder) {
+			b.Field(1).(*array.StringBuilder).Append(label)
+			b.Field(2).(*array.StringBuilder).Append(segment)
+		})
+	}
+	times := func(seconds arrow.Timestamp) []byte {
+		return oneRow([]arrow.Field{{Name: ColTimestamp, Type: &arrow.TimestampType{Unit: arrow.Second}}}, func(b *array.RecordBuilder) {
+			b.Field(1).(*array.TimestampBuilder).Append(seconds)
+		})
+	}
 	asArrow := headers{"content-type": ArrowContentType}
 	asJSON := headers{"content-type": "application/json; charset=utf-8"}
 	for _, test := range []struct {
@@ -303,6 +322,13 @@ func TestRejects(t *testing.T) {
 	}{
 		{"empty", Message{}, -1, Empty, "the message is empty, expected an embedding"},
 		{"oversized", Message{Size: 2 << 20}, -1, TooLarge, "the message has 2097152 bytes, at most 1048576 are read"},
+		{"a compressed bomb", Message{Size: 5000}, -1, TooLarge, "the message's record batch has 5000 bytes in the log, and decompressed more than is held in memory"},
+		{"a long content type", Message{Value: whole, Headers: headers{"content-type": strings.Repeat("\xff", 1<<20)}}, -1, UnknownCodec, `content-type "` + strings.Repeat(`\xff`, 64) + `" is not one of`},
+		{"a long id", Message{Value: []byte(`{"embedding":[1,2,3],"id":"` + strings.Repeat("a", 5000) + `"}`)}, -1, TooLarge, "id has 5000 bytes, at most 4096 are read"},
+		{"a long Arrow label", Message{Value: texts(strings.Repeat("a", 5000), "")}, 0, TooLarge, "label has 5000 bytes, at most 4096 are read"},
+		{"an Arrow segment that is not UTF-8", Message{Value: texts("", "a\xff")}, 0, BadArrow, `segment is "a\xff", expected UTF-8`},
+		{"an Arrow time far away", Message{Value: times(1.8e15)}, 0, BadArrow, "column timestamp is 1800000000000000 s since 1970, expected a time of the years 0 to 9999"},
+		{"a time before the year 0", Message{Value: []byte(`{"embedding":[1,2,3],"timestamp":-9e13}`)}, -1, BadJSON, "timestamp: -9e13 is neither a time"},
 		{"truncated", Message{Value: rawBytes(vectors[0])[:11]}, -1, WrongDimension, "the message has 11 bytes, expected 12: little-endian float32 of dimension 3"},
 		{"another dimension", Message{Value: rawBytes(vectors[0])[:8]}, -1, WrongDimension, "the message has 8 bytes, expected 12"},
 		{"unknown content type", Message{Value: whole, Headers: headers{"content-type": "application/avro"}}, -1, UnknownCodec, `content-type "application/avro" is not one of application/octet-stream, application/json, application/vnd.apache.arrow.stream`},
@@ -359,6 +385,30 @@ func TestRejects(t *testing.T) {
 				t.Errorf("%d rows, want %d", rec.NumRows(), want)
 			}
 		})
+	}
+}
+
+// A producer may write any time into a message: it becomes one that RFC 3339
+// can write, and the embedding is read.
+func TestTimeOfAMessageIsBounded(t *testing.T) {
+	b := newTestBuilder(t, 3)
+	for i, millis := range []int64{math.MinInt64, 0, 1_700_000_000_000_000, math.MaxInt64} {
+		b.Append(Message{Value: rawBytes(vectors[0]), Time: time.UnixMilli(millis), Offset: int64(i)})
+	}
+	rec, rejects := b.Take()
+	if len(rejects) > 0 {
+		t.Fatal(rejects[0].Err)
+	}
+	defer rec.Release()
+	at, err := Column[*array.Timestamp](rec, ColTimestamp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"0000-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"} {
+		got, err := at.Value(i).ToTime(arrow.Microsecond).MarshalJSON()
+		if err != nil || string(got) != `"`+want+`"` {
+			t.Errorf("message %d: %s, %v, want %s", i, got, err, want)
+		}
 	}
 }
 

@@ -227,7 +227,10 @@ func arrowRows(r io.Reader) iter.Seq2[fileRow, error] {
 				if err != nil {
 					return fmt.Errorf("row %d: %w", read, err)
 				}
-				micros, _ := src.micros(i)
+				micros, _, err := src.micros(i)
+				if err != nil {
+					return fmt.Errorf("row %d: %w", read, err)
+				}
 				if !yield(fileRow{values, src.text(colID, i), src.text(colLabel, i), src.text(colSegment, i), micros}, nil) {
 					return stopped
 				}

@@ -41,17 +41,24 @@ func (b *Builder) decodeArrow(m *Message) error {
 			if err == nil && !b.fits(len(values)) {
 				err = reject(WrongDimension, "embedding has %d values, expected %d", len(values), b.cfg.Dim)
 			}
+			id, label, segment := src.text(colID, i), src.text(colLabel, i), src.text(colSegment, i)
+			if err == nil {
+				err = checkTexts(BadArrow, id, label, segment)
+			}
+			micros := int64(0)
+			if err == nil {
+				var ok bool
+				if micros, ok, err = src.micros(i); !ok {
+					micros = messageMicros(m)
+				}
+			}
 			if err != nil {
 				if err := b.rejectRow(m, row, len(b.rejects)-before, err); err != nil {
 					return err
 				}
 			} else {
 				b.columns.embedding = append(b.columns.embedding, values...)
-				micros, ok := src.micros(i)
-				if !ok {
-					micros = m.Time.UnixMicro()
-				}
-				b.close(m, src.text(colID, i), src.text(colLabel, i), src.text(colSegment, i), micros, row)
+				b.close(m, id, label, segment, micros, row)
 			}
 			row++
 		}
@@ -418,11 +425,15 @@ func (s *source) text(which, i int) optional {
 // bytesOf returns the bytes of s, which must not be written to.
 func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
-// micros returns row i's timestamp in microseconds.
-func (s *source) micros(i int) (int64, bool) {
+// micros returns row i's timestamp in microseconds; ok is false where it has none.
+func (s *source) micros(i int) (micros int64, ok bool, err error) {
 	if s.timestamp == nil || s.timestamp.IsNull(i) {
-		return 0, false
+		return 0, false, nil
 	}
 	unit := s.timestamp.DataType().(*arrow.TimestampType).Unit
-	return s.timestamp.Value(i).ToTime(unit).UnixMicro(), true
+	at := s.timestamp.Value(i).ToTime(unit)
+	if seconds := at.Unix(); seconds < minMicros/1_000_000 || seconds > maxMicros/1_000_000 {
+		return 0, false, reject(BadArrow, "column %s is %d %s since 1970, expected a time of the years 0 to 9999", ColTimestamp, s.timestamp.Value(i), unit)
+	}
+	return at.UnixMicro(), true, nil
 }

@@ -138,11 +138,11 @@ func (t *jsonTime) UnmarshalJSON(text []byte) error {
 		if err != nil {
 			return fmt.Errorf("timestamp: %.40s is not a time like 2006-01-02T15:04:05Z", text)
 		}
-		*t = jsonTime{at.UnixMicro(), true}
+		*t = jsonTime{min(max(at.UnixMicro(), minMicros), maxMicros), true} // a zone may lead beyond
 		return nil
 	}
 	millis, err := strconv.ParseFloat(string(text), 64)
-	if err != nil || millis < -maxMillis || millis > maxMillis {
+	if err != nil || !(millis >= float64(minMicros/1000) && millis <= maxMillis) {
 		return fmt.Errorf("timestamp: %.40s is neither a time like 2006-01-02T15:04:05Z nor milliseconds since 1970", text)
 	}
 	*t = jsonTime{int64(millis * 1000), true}
@@ -206,11 +206,7 @@ func (b *Builder) decodeJSON(m *Message) (err error) {
 			return rejectJSON(err)
 		}
 		if many.Records == nil {
-			b.rows = append(b.rows, text)
-			if err := b.decodeRow(m, text, 0); err != nil {
-				return err // the one record is the message
-			}
-			return nil
+			return b.decodeRow(m, text, 0) // the one record is the message
 		}
 		b.rows = *many.Records
 	default:
@@ -246,12 +242,16 @@ func (b *Builder) decodeRow(m *Message, text []byte, row int32) error {
 	if !b.fits(len(r.Embedding)) {
 		return reject(WrongDimension, "embedding has %d values, expected %d", len(r.Embedding), b.cfg.Dim)
 	}
-	b.columns.embedding = append(b.columns.embedding, r.Embedding...)
-	micros := m.Time.UnixMicro()
-	if r.Timestamp.valid {
-		micros = r.Timestamp.micros
+	label, segment := optionalOf(r.Label), optionalOf(r.Segment)
+	if err := checkTexts(BadJSON, r.ID.optional, label, segment); err != nil {
+		return err
 	}
-	b.close(m, r.ID.optional, optionalOf(r.Label), optionalOf(r.Segment), micros, row)
+	b.columns.embedding = append(b.columns.embedding, r.Embedding...)
+	micros := r.Timestamp.micros
+	if !r.Timestamp.valid {
+		micros = messageMicros(m)
+	}
+	b.close(m, r.ID.optional, label, segment, micros, row)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -40,7 +41,7 @@ func (l *letter) message() message {
 		m.value = l.Value[:l.keep]
 	}
 	add("oodmon-reason", l.Reason)
-	add("oodmon-error", l.Err.Error())
+	add("oodmon-error", shorten(l.Err.Error()))
 	add("oodmon-topic", l.Topic)
 	add("oodmon-partition", strconv.Itoa(int(l.Partition)))
 	add("oodmon-offset", strconv.FormatInt(l.Offset, 10))
@@ -55,6 +56,17 @@ func (l *letter) message() message {
 		add("oodmon-truncated", strconv.Itoa(len(l.Value)))
 	}
 	return m
+}
+
+// maxError bounds the text of an error, which may quote what was found: a letter
+// that no topic takes would block its partition.
+const maxError = 2 << 10
+
+func shorten(text string) string {
+	if len(text) <= maxError {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxError], "") + " ..."
 }
 
 // cut makes the letter about half as large: first its value, then the rest.
