@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
@@ -40,6 +41,17 @@ func (w *worker) claim() error {
 		return fmt.Errorf("claim %s[%d]: %w", w.topic, w.partition, err)
 	}
 	offset, err := w.stableOffset(w.running)
+	if errors.Is(err, kafka.UnstableOffsetCommit) {
+		// Fence has ended all that the transactions' coordinator knows of. This
+		// offset would be held back for ever.
+		w.log.Warn("the group holds an offset of a transaction that its coordinator has forgotten; ending it")
+		if err = w.cfg.Release(w.running, w.partition, w.cfg.Group); err == nil {
+			err = w.cfg.Fence(w.running, w.partition) // waits for it
+		}
+		if err == nil {
+			offset, err = w.stableOffset(w.running)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("claim %s[%d]: %w", w.topic, w.partition, err)
 	}

@@ -43,8 +43,9 @@ type Consumer struct {
 	member     bool      // of a generation
 	since      time.Time // when that last changed
 	partitions map[int]*progress
-	known      int         // partitions of the topic when it was first seen
-	remade     atomic.Bool // the topic has been away
+	left       map[int]*progress // of partitions that were given up while records waited
+	known      int               // partitions of the topic when it was first seen
+	remade     atomic.Bool       // the topic has been away
 	fatal      error
 }
 
@@ -68,7 +69,7 @@ func New(cfg Config, conn *kafkaconn.Client, newHandler func(partition int) Hand
 	}
 	return &Consumer{
 		cfg: cfg, conn: conn, newHandler: newHandler, metrics: newMetrics(reg), log: log,
-		since: time.Now(), partitions: make(map[int]*progress),
+		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress),
 	}, nil
 }
 
@@ -156,6 +157,7 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 	assigned := generation.Assignments[c.cfg.Topic]
 	c.metrics.rebalances.Inc()
 	c.metrics.assigned.Set(float64(len(assigned)))
+	c.forgetLeft(assigned)
 	c.setMember(true)
 	c.log.Info("partitions assigned", "topic", c.cfg.Topic, "group", c.cfg.Group, "generation", generation.ID, "partitions", len(assigned))
 	if err := c.count(ctx); err != nil {
@@ -280,6 +282,11 @@ func (c *Consumer) setMember(member bool) {
 	defer c.mu.Unlock()
 	if c.member != member {
 		c.member, c.since = member, time.Now()
+		for _, p := range c.left {
+			if p.moved.Before(c.since) {
+				c.since = p.moved
+			}
+		}
 	}
 }
 
@@ -569,14 +576,32 @@ func (w *worker) reset() error {
 func (c *Consumer) enter(partition int) *progress {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := &progress{moved: time.Now()}
+	p := c.left[partition] // a stall goes on, whichever generation it is in
+	if p == nil {
+		p = &progress{moved: time.Now()}
+	}
 	c.partitions[partition] = p
 	return p
+}
+
+// forgetLeft forgets the partitions that another member has now.
+func (c *Consumer) forgetLeft(assigned []kafka.PartitionAssignment) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for partition := range c.left {
+		if !slices.ContainsFunc(assigned, func(a kafka.PartitionAssignment) bool { return a.ID == partition }) {
+			delete(c.left, partition)
+		}
+	}
 }
 
 func (c *Consumer) exit(partition int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.left, partition)
+	if p := c.partitions[partition]; p.position < p.end || p.err != nil {
+		c.left[partition] = p
+	}
 	delete(c.partitions, partition)
 	c.metrics.forget(partition)
 }
@@ -635,7 +660,7 @@ func (c *Consumer) Healthy(maxStall time.Duration) error {
 	defer c.mu.Unlock()
 	now := time.Now()
 	if !c.member && now.Sub(c.since) > maxStall {
-		return fmt.Errorf("not a member of consumer group %s since %s", c.cfg.Group, c.since.UTC().Format(time.RFC3339))
+		return fmt.Errorf("not a member of consumer group %s, and no record has moved since %s", c.cfg.Group, c.since.UTC().Format(time.RFC3339))
 	}
 	var all []error
 	for partition, p := range c.partitions {

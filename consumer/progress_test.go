@@ -6,12 +6,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/segmentio/kafka-go"
 )
 
 // A handler that hangs on the first records after a pause must not look like
 // the pause.
 func TestHealthyFailsWhileTheFirstBatchAfterAPauseIsStuck(t *testing.T) {
-	c := &Consumer{cfg: Config{Topic: "t"}, metrics: newMetrics(prometheus.NewRegistry()), partitions: map[int]*progress{}}
+	c := &Consumer{cfg: Config{Topic: "t"}, metrics: newMetrics(prometheus.NewRegistry()), partitions: map[int]*progress{}, left: map[int]*progress{}}
 	c.setMember(true)
 	p := c.enter(3)
 	c.moved(p, 100, 100)
@@ -31,4 +32,39 @@ func TestHealthyFailsWhileTheFirstBatchAfterAPauseIsStuck(t *testing.T) {
 	if err := c.Healthy(time.Minute); err != nil {
 		t.Errorf("with all read: %v", err)
 	}
+}
+
+// A stall that outlasts a generation of the group is one stall: neither its end
+// nor the next one's beginning is progress.
+func TestHealthyFailsAcrossGenerations(t *testing.T) {
+	c := &Consumer{cfg: Config{Topic: "t", Group: "g"}, metrics: newMetrics(prometheus.NewRegistry()), partitions: map[int]*progress{}, left: map[int]*progress{}}
+	c.setMember(true)
+	stuck, idle := c.enter(3), c.enter(4)
+	c.waiting(stuck, 100, 110)
+	c.moved(idle, 7, 7)
+	stuck.moved = time.Now().Add(-time.Hour)
+	check := func(when, want string) {
+		t.Helper()
+		err := c.Healthy(time.Minute)
+		if want == "" && err != nil || want != "" && (err == nil || !regexp.MustCompile(want).MatchString(err.Error())) {
+			t.Errorf("%s: %v, want %s", when, err, want)
+		}
+	}
+	stands := `^t\[3\] stands at offset 100 of 110 since \S+Z$`
+	check("before", stands)
+	c.exit(3)
+	c.exit(4)
+	c.setMember(false)
+	check("between the generations", `^not a member of consumer group g, and no record has moved since \S+Z$`)
+	c.forgetLeft([]kafka.PartitionAssignment{{ID: 3}, {ID: 4}})
+	c.setMember(true)
+	c.enter(4)
+	stuck = c.enter(3)
+	check("in the next one", stands)
+	c.moved(stuck, 105, 110)
+	check("after progress", "")
+	stuck.moved = time.Now().Add(-time.Hour)
+	c.exit(3)
+	c.forgetLeft([]kafka.PartitionAssignment{{ID: 4}})
+	check("when another member has it", "")
 }

@@ -92,6 +92,10 @@ type Config struct {
 	// read and again after a failure. When it has returned nil, no transaction
 	// of an earlier owner is open or can be committed.
 	Fence func(ctx context.Context, partition int) error
+	// Release is called where the group still holds an offset of a transaction
+	// back after Fence: of one that its coordinator has forgotten, as a broker
+	// that is killed can leave behind. It ends that transaction, without effect.
+	Release func(ctx context.Context, partition int, group string) error
 }
 
 func (c *Config) validate() error {
@@ -106,6 +110,7 @@ func (c *Config) validate() error {
 	check(c.Start == "earliest" || c.Start == "latest", `start: %q is neither "earliest" nor "latest"`, c.Start)
 	check(c.OutOfRange == "earliest" || c.OutOfRange == "latest" || c.OutOfRange == "fail",
 		`out of range: %q is none of "earliest", "latest" and "fail"`, c.OutOfRange)
+	check((c.Fence == nil) == (c.Release == nil), "fence and release belong together; only one is set")
 	check(c.MaxRecords > 0, "max records: %d is not positive", c.MaxRecords)
 	check(c.MaxBytes > 0, "max bytes: %d is not positive", c.MaxBytes)
 	check(c.MaxWait > 0, "max wait: %v is not positive", c.MaxWait)

@@ -180,7 +180,7 @@ func (r *fetchRequest) decode(from io.Reader) (*fetchResponse, error) {
 	if int64(aborted) > in.remain/16 {
 		return nil, fmt.Errorf("the fetch response claims %d aborted transactions in %d bytes", aborted, in.remain)
 	}
-	for range aborted {
+	for i := int32(0); i < aborted && in.err == nil; i++ { // both may be claimed, and nothing come
 		out.aborted = append(out.aborted, abortedTransaction{producer: in.int64(), first: in.int64()})
 	}
 	if r.version >= 11 {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -102,6 +103,23 @@ func TestResponseRefuses(t *testing.T) {
 	old.Required(map[protocol.ApiKey]int16{protocol.Fetch: 3})
 	if _, err := old.RawExchange(nil); !errors.Is(err, kafka.UnsupportedVersion) {
 		t.Errorf("a broker before 0.11: %v", err)
+	}
+}
+
+// A response that claims gigabytes, and ends, takes no memory for them.
+func TestResponseThatEndsEarlyTakesNoMemory(t *testing.T) {
+	data := response(0, nil, nil)
+	binary.BigEndian.PutUint32(data, 4<<30-1)
+	binary.BigEndian.PutUint32(data[59:], 1<<27) // aborted transactions
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := newRequest(1 << 20).decode(bytes.NewReader(data))
+	runtime.ReadMemStats(&after)
+	if err == nil {
+		t.Error("half a response was read")
+	}
+	if taken := after.TotalAlloc - before.TotalAlloc; taken > 1<<20 {
+		t.Errorf("%d bytes were taken", taken)
 	}
 }
 

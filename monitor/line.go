@@ -227,11 +227,12 @@ func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log
 
 func newConsumer(cfg *Config, conn *kafkaconn.Client, producer *sink.Producer, newHandler func(int) consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
 	var fence func(context.Context, int) error
+	var release func(context.Context, int, string) error
 	if cfg.Output.Delivery == exactlyOnce {
-		fence = producer.Fence
+		fence, release = producer.Fence, producer.Release
 	}
 	return consumer.New(consumer.Config{
-		Fence: fence,
+		Fence: fence, Release: release,
 		Topic: cfg.Input.Topic, Group: cfg.Input.Group, Start: cfg.Input.Start, OutOfRange: cfg.Input.OutOfRange,
 		MaxRecords: cfg.Input.Batch.MaxRecords, MaxBytes: cfg.Input.Batch.MaxBytes, MaxWait: cfg.Input.Batch.MaxWait,
 		MaxMessageBytes: cfg.Input.MaxMessageBytes, SessionTimeout: cfg.Input.SessionTimeout, DrainTimeout: cfg.Shutdown.DrainTimeout,

@@ -79,6 +79,27 @@ func (p *Producer) Fence(ctx context.Context, partition int) error {
 	})
 }
 
+// Release ends, without effect, what a transaction of an input partition has left
+// in a group though its coordinator knows of none that is open. The marker of an
+// aborted transaction, written to the group's offsets in our name, does that; Fence
+// waits for it.
+func (p *Producer) Release(ctx context.Context, partition int, group string) error {
+	w := p.writer(partition)
+	defer w.mu.Unlock()
+	if w.id < 0 {
+		return errNotFenced
+	}
+	err := w.addOffsets(ctx, group)
+	if err == nil {
+		err = w.end(ctx, false)
+	}
+	if err != nil {
+		w.id = -1
+		return fmt.Errorf("release the offset of partition %d in group %s: %w", partition, group, err)
+	}
+	return nil
+}
+
 // Commit adds an offset to the open transaction of its partition, and commits
 // both: a reader of committed records sees all that was published since the
 // last commit, or none. After an error it is not known which; Fence, and then
@@ -105,22 +126,12 @@ func (w *writer) commit(ctx context.Context, o Offset) error {
 	if w.id < 0 {
 		return errNotFenced
 	}
-	id, producer, epoch := w.transactionalID(), int(w.id), int(w.epoch)
-	err := w.call(ctx, "add the offset to the transaction", func() error {
-		answer, err := w.conn.Kafka.AddOffsetsToTxn(ctx, &kafka.AddOffsetsToTxnRequest{
-			TransactionalID: id, ProducerID: producer, ProducerEpoch: epoch, GroupID: o.Group,
-		})
-		if err != nil {
-			return err
-		}
-		return answer.Error
-	})
-	if err != nil {
+	if err := w.addOffsets(ctx, o.Group); err != nil {
 		return err
 	}
-	err = w.call(ctx, "commit the offset in the transaction", func() error {
+	err := w.call(ctx, "commit the offset in the transaction", func() error {
 		answer, err := w.conn.Kafka.TxnOffsetCommit(ctx, &kafka.TxnOffsetCommitRequest{
-			TransactionalID: id, ProducerID: producer, ProducerEpoch: epoch,
+			TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch),
 			GroupID: o.Group, GenerationID: o.Generation, MemberID: o.Member,
 			Topics: map[string][]kafka.TxnOffsetCommit{o.Topic: {{Partition: o.Partition, Offset: o.Offset}}},
 		})
@@ -136,8 +147,28 @@ func (w *writer) commit(ctx context.Context, o Offset) error {
 	if err != nil {
 		return err
 	}
+	return w.end(ctx, true)
+}
+
+// addOffsets adds the offsets of a group to the transaction.
+func (w *writer) addOffsets(ctx context.Context, group string) error {
+	return w.call(ctx, "add the offset to the transaction", func() error {
+		answer, err := w.conn.Kafka.AddOffsetsToTxn(ctx, &kafka.AddOffsetsToTxnRequest{
+			TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch), GroupID: group,
+		})
+		if err != nil {
+			return err
+		}
+		return answer.Error
+	})
+}
+
+// end commits the transaction, or aborts it.
+func (w *writer) end(ctx context.Context, commit bool) error {
 	return w.call(ctx, "end the transaction", func() error {
-		answer, err := w.conn.Kafka.EndTxn(ctx, &kafka.EndTxnRequest{TransactionalID: id, ProducerID: producer, ProducerEpoch: epoch, Committed: true})
+		answer, err := w.conn.Kafka.EndTxn(ctx, &kafka.EndTxnRequest{
+			TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch), Committed: commit,
+		})
 		if err != nil {
 			return err
 		}

@@ -159,7 +159,7 @@ func relayExactlyOnce(t *testing.T, f *fixture, partitions, each int, disturb fu
 		}}
 		c, err := consumer.New(consumer.Config{
 			Topic: "in", Group: f.scores, Start: "earliest", OutOfRange: "fail", MaxRecords: 50, MaxBytes: 1 << 20,
-			MaxWait: 50 * time.Millisecond, MaxMessageBytes: 1 << 20, SessionTimeout: 6 * time.Second, Fence: p.Fence,
+			MaxWait: 50 * time.Millisecond, MaxMessageBytes: 1 << 20, SessionTimeout: 6 * time.Second, Fence: p.Fence, Release: p.Release,
 		}, f.conn, func(int) consumer.Handler { return relay }, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&f.log, nil)))
 		if err != nil {
 			t.Fatal(err)
@@ -303,5 +303,79 @@ func TestExactlyOnceThroughErrors(t *testing.T) {
 				t.Errorf("%d faults were met, want %d", handle.Hits(), fault.Count)
 			}
 		})
+	}
+}
+
+// A transaction that its coordinator has forgotten holds the group's offset back
+// for ever, until Release. Brokers that verify what is committed let nobody make
+// one; this one doesn't.
+func TestReleaseEndsAForgottenTransaction(t *testing.T) {
+	kafkatest.NeedReal(t)
+	f := newFixture(t, kafkatest.StartReal(t, 1, kafkatest.FreePorts(t, 2), "transaction.partition.verification.enable=false"), "json", 1)
+	f.CreateTopic("in", 1)
+	old := f.transactional()
+	if err := old.Fence(f.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	w := old.writer(0)
+	request := &kafka.TxnOffsetCommitRequest{
+		TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch), GroupID: "g", GenerationID: -1,
+		Topics: map[string][]kafka.TxnOffsetCommit{"in": {{Partition: 0, Offset: 7}}},
+	}
+	w.mu.Unlock()
+	kafkatest.Eventually(t, time.Minute, func() error {
+		answer, err := f.conn.Kafka.TxnOffsetCommit(f.ctx, request)
+		if err != nil {
+			return err
+		}
+		return answer.Topics["in"][0].Error
+	})
+	stable := func() (int64, error) {
+		ask := kmsg.NewOffsetFetchRequest()
+		ask.Group, ask.RequireStable = "g", true
+		group := kmsg.NewOffsetFetchRequestGroup()
+		group.Group = "g"
+		topic := kmsg.NewOffsetFetchRequestGroupTopic()
+		topic.Topic, topic.Partitions = "in", []int32{0}
+		group.Topics = append(group.Topics, topic)
+		ask.Groups = append(ask.Groups, group)
+		single := kmsg.NewOffsetFetchRequestTopic()
+		single.Topic, single.Partitions = "in", []int32{0}
+		ask.Topics = append(ask.Topics, single)
+		answer, err := ask.RequestWith(f.ctx, f.Client())
+		if err != nil {
+			return 0, err
+		}
+		if len(answer.Groups) == 1 {
+			p := answer.Groups[0].Topics[0].Partitions[0]
+			return p.Offset, kerr.ErrorForCode(p.ErrorCode)
+		}
+		p := answer.Topics[0].Partitions[0]
+		return p.Offset, kerr.ErrorForCode(p.ErrorCode)
+	}
+	next := f.transactional()
+	if err := next.Release(f.ctx, 0, "g"); !errors.Is(err, errNotFenced) {
+		t.Errorf("released before Fence: %v", err)
+	}
+	if err := next.Fence(f.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stable(); !errors.Is(err, kerr.UnstableOffsetCommit) {
+		t.Fatalf("the forgotten transaction holds nothing back: %v", err)
+	}
+	if err := errors.Join(next.Release(f.ctx, 0, "g"), next.Fence(f.ctx, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := stable(); err != nil || at != -1 {
+		t.Errorf("after Release the group's offset is %d (%v), want none", at, err)
+	}
+	if err := next.Write(f.ctx, 0, record(t, rows(1, "late")...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Commit(f.ctx, Offset{Topic: "in", Partition: 0, Offset: 9, Group: "g", Generation: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := stable(); err != nil || at != 9 {
+		t.Errorf("the group's offset is %d (%v), want 9", at, err)
 	}
 }

@@ -126,6 +126,10 @@ web: {listen_addresses: ["127.0.0.1:0"]}
 		}
 		if t.Failed() {
 			lines := strings.Split(d.logged(), "\n")
+			keep(t, d.log.Name(), d.name+".log")
+			for i, path := range d.Logs() {
+				keep(t, path, fmt.Sprintf("%s-broker-%d.log", d.name, i+1))
+			}
 			t.Log(d.delivery + ": the monitors' last lines:\n" + strings.Join(lines[max(0, len(lines)-40):], "\n"))
 		}
 		_ = d.log.Close()

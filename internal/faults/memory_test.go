@@ -20,9 +20,11 @@ func TestMemoryLimit(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector's own memory would be measured")
 	}
+	eachDelivery(t, memoryLimit)
+}
+
+func memoryLimit(t *testing.T, d *deployment) {
 	const limit = 768 << 20
-	broker := kafkatest.Start(t)
-	d := deploy(t, broker, fmt.Sprintf("%q", broker.Address), "memory", atLeastOnce, "")
 	largest := "16777216"
 	if _, err := d.Admin().AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &largest}}, d.in); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -16,8 +17,27 @@ var (
 	programFlag = flag.String("program", "", "the oodmon to test; empty: built from this repository")
 	seedFlag    = flag.Uint64("seed", 0, "seed of the faults; 0: another one each time")
 	reportFlag  = flag.String("report", "", "file whose table between the markers <!-- faults --> and <!-- /faults --> is replaced")
+	logsFlag    = flag.String("logs", "", "folder for the whole logs of monitors and brokers where a fault fails")
 	soakFlag    = flag.Duration("soak", 45*time.Second, "how long TestSoak injects faults")
 )
+
+// keep copies a log to the folder of -logs.
+func keep(t testing.TB, path, name string) {
+	t.Helper()
+	if *logsFlag == "" {
+		return
+	}
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = os.MkdirAll(*logsFlag, 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(*logsFlag, name), text, 0o644)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
 
 // seed returns the seed of a run, and prints it.
 func seed(t testing.TB) uint64 {

@@ -15,6 +15,7 @@ import (
 // it had in the first.
 func TestSoak(t *testing.T) {
 	kafkatest.NeedReal(t)
+	t.Parallel()
 	s := seed(t)
 	tr := &trial{cluster: startCluster(t, 1), t: t, random: rand.New(rand.NewPCG(s, 3))}
 	defer tr.rule(nil)

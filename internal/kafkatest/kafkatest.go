@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -130,6 +131,14 @@ func (b *Broker) script(args ...string) string {
 	return strings.TrimSpace(out.String())
 }
 
+// Logs returns the files that the nodes of a real Kafka log to.
+func (b *Broker) Logs() (paths []string) {
+	for _, dir := range b.dirs {
+		paths = append(paths, filepath.Join(dir, "broker.log"))
+	}
+	return paths
+}
+
 // Kill ends the broker, a real one with SIGKILL. What it acknowledged stays.
 func (b *Broker) Kill() {
 	b.t.Helper()
@@ -179,22 +188,19 @@ func (b *Broker) startFake() {
 // Client returns the client that the other methods use.
 func (b *Broker) Client() *kgo.Client { return b.client }
 
-// FreePorts returns the first of n free neighbouring ports.
+// FreePorts returns the first of n free neighbouring ports, below those that the
+// system gives to outgoing connections: until a broker takes them, these stay
+// free.
 func FreePorts(t testing.TB, n int) int {
 	t.Helper()
 	for range 100 {
-		first, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port, free := first.Addr().(*net.TCPAddr).Port, true
-		for next := port + 1; free && next < port+n; next++ {
+		port, free := 5000+rand.IntN(7000-n), true
+		for next := port; free && next < port+n; next++ {
 			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(next))
 			if free = err == nil; free {
 				_ = l.Close()
 			}
 		}
-		_ = first.Close()
 		if free {
 			return port
 		}
