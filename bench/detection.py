@@ -27,7 +27,7 @@ import pyarrow.ipc as ipc
 
 HEADS = {"isomax+": "mds mps es mmls mmles energy", "isomax": "mds mps es mmls mmles energy",
          "dismax": "mds mps es mmls mmles energy", "softmax": "max-logit mps es mmls mmles energy"}
-BASELINES = {"class-means": "mds", "knn": "distance", "mahalanobis": "distance", "relative-mahalanobis": "distance"}
+BASELINES = {"class-means": "mds", "knn": "distance", "mahalanobis": "distance", "relative-mahalanobis": "distance", "fdbd": "distance"}
 COLUMNS = ["accuracy", "auroc", "aupr_in", "aupr_out", "tnr_at_tpr95"]
 
 
@@ -79,6 +79,16 @@ def rivals(train, test, ood):
     accuracy = (names[da.argmin(1)] == truth).mean()
     out["mahalanobis", "distance"] = metrics(da.min(1), db.min(1), accuracy)
     out["relative-mahalanobis", "distance"] = metrics(da.min(1) - squared(a, mean[None], overall)[:, 0], db.min(1) - squared(b, mean[None], overall)[:, 0], accuracy)
+    between = np.linalg.norm(means[:, None] - means[None], axis=2) + np.eye(len(means))
+
+    def boundaries(q):
+        logits = q @ means.T - (means * means).sum(1) / 2
+        best = logits.argmax(1)
+        distances = (logits.max(1, keepdims=True) - logits) / between[best]
+        return -distances.sum(1) / (len(means) - 1) / np.linalg.norm(q - mean, axis=1), best
+
+    (sa, ca), (sb, _) = boundaries(a), boundaries(b)
+    out["fdbd", "distance"] = metrics(sa, sb, (names[ca] == truth).mean())
     return out
 
 

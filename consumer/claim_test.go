@@ -2,10 +2,13 @@ package consumer
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
+	"log/slog"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 )
@@ -69,14 +72,49 @@ func TestStableOffsetResponse(t *testing.T) {
 	}
 }
 
+// A transaction that failed may be committed: what had been passed before it is
+// not committed after it, or its records would come again.
+func TestNothingIsCommittedAfterAFailedTransaction(t *testing.T) {
+	c, err := New(Config{
+		Topic: "t", Group: "g", Start: "earliest", OutOfRange: "fail", MaxRecords: 1, MaxBytes: 1, MaxWait: 1, MaxMessageBytes: 1,
+		Fence: func(context.Context, int) error { return nil },
+	}, nil, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sent []int64
+	w := &worker{
+		Consumer: c, generation: &kafka.Generation{}, progress: &progress{}, log: c.log, at: c.metrics.committed.WithLabelValues("0"),
+		commits: &committer{send: func(offsets map[int]int64) error { sent = append(sent, offsets[0]); return nil }},
+		running: t.Context(), draining: t.Context(), claimed: true,
+		committed: 10, handled: 12, // a gap was passed, and its commit waits for more
+	}
+	failed := errors.New("end the transaction: no answer")
+	err = w.handle(handlerFunc(func(context.Context, *Batch) error { return failed }), &Batch{Messages: []Message{{Offset: 12}}}, 13)
+	if !errors.Is(err, failed) {
+		t.Fatal(err)
+	}
+	if err := w.commit(); err != nil || len(sent) > 0 {
+		t.Errorf("committed %v, %v", sent, err)
+	}
+}
+
+type handlerFunc func(ctx context.Context, b *Batch) error
+
+func (f handlerFunc) Handle(ctx context.Context, b *Batch) error { return f(ctx, b) }
+
 func FuzzStableOffset(f *testing.F) {
 	f.Add(offsetResponse(3, 42, 0, 0))
 	f.Add(offsetResponse(3, -1, 88, 16))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := &stableOffsetRequest{group: "g", topic: "t", partition: 3}
 		got, err := r.decode(bytes.NewReader(data))
-		if err == nil && got == nil {
-			t.Error("neither an answer nor an error")
+		if err != nil {
+			return
+		}
+		again, err := r.decode(bytes.NewReader(offsetResponse(3, got.offset, got.errorCode, 0)))
+		if err != nil || *again != *got {
+			t.Errorf("accepted %+v, and after a second time there is %+v (%v)", got, again, err)
 		}
 	})
 }

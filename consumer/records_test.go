@@ -345,6 +345,13 @@ func TestDecodeReadsMessageSets(t *testing.T) {
 	}
 }
 
+func cloneHeaders(headers []Header) (all []Header) {
+	for _, h := range headers {
+		all = append(all, Header{Key: strings.Clone(h.Key), Value: bytes.Clone(h.Value)})
+	}
+	return all
+}
+
 // Nothing that a log may hold ends the process or delivers an offset twice.
 func FuzzDecode(f *testing.F) {
 	for _, codec := range codecs {
@@ -360,6 +367,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		d := &decoder{position: position, maxMessage: 1 << 10}
 		last, n := int64(math.MinInt64), 0
+		var first []Message
 		stop := errors.New("enough")
 		d.take = func(m Message, _ int) error {
 			if m.Offset < last {
@@ -368,6 +376,9 @@ func FuzzDecode(f *testing.F) {
 			if len(m.Key)+len(m.Value) > 1<<10 {
 				t.Fatalf("%d bytes, and at most %d were allowed", len(m.Key)+len(m.Value), 1<<10)
 			}
+			if n < 10 && m.Oversized == 0 {
+				first = append(first, Message{Offset: m.Offset, Key: bytes.Clone(m.Key), Value: bytes.Clone(m.Value), Headers: cloneHeaders(m.Headers)})
+			}
 			if last = m.Offset; n > 10_000 {
 				return stop
 			}
@@ -375,5 +386,13 @@ func FuzzDecode(f *testing.F) {
 			return nil
 		}
 		_ = d.decode(data, nil)
+		for _, m := range first {
+			batch := testBatch{base: m.Offset, key: m.Key, values: [][]byte{m.Value}, headers: m.Headers}.encode(t)
+			got, _, err := collect(m.Offset, 1<<10, batch)
+			if err != nil || len(got) != 1 || got[0].Offset != m.Offset || !bytes.Equal(got[0].Key, m.Key) || !bytes.Equal(got[0].Value, m.Value) ||
+				!reflect.DeepEqual(cloneHeaders(got[0].Headers), m.Headers) {
+				t.Fatalf("accepted %+v, and after a second time there is %+v (%v)", m, got, err)
+			}
+		}
 	})
 }

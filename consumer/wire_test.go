@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -110,8 +111,20 @@ func FuzzResponse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, version int16) {
 		r := newRequest(1 << 10)
 		r.version = min(max(version, minFetchVersion), maxFetchVersion)
-		if got, err := r.decode(bytes.NewReader(data)); err == nil && len(got.records) > 1<<10 {
-			t.Errorf("%d bytes of records, and at most %d were allowed", len(got.records), 1<<10)
+		got, err := r.decode(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if len(got.records) > 1<<10 || !bytes.Contains(data, got.records) {
+			t.Fatalf("%d bytes of records, and at most %d were allowed, of those that came", len(got.records), 1<<10)
+		}
+		if got.tooLarge > 0 {
+			return // of those records only the head is kept
+		}
+		records := bytes.Clone(got.records)
+		again, err := newRequest(1 << 10).decode(bytes.NewReader(response(got.errorCode, got.aborted, records)))
+		if err != nil || again.errorCode != got.errorCode || !slices.Equal(again.aborted, got.aborted) || !bytes.Equal(again.records, records) {
+			t.Errorf("accepted %+v, and after a second time there is %+v (%v)", got, again, err)
 		}
 	})
 }

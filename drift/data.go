@@ -69,8 +69,9 @@ type Alarm struct {
 	Records []Sample     `json:"records"`
 }
 
-// An Onset is the estimate of when the change began: the block of records at
-// which the leading bet was last worth nothing.
+// An Onset is the estimate of when the change began: the block of records, or the
+// blocks of up to 32 that were acknowledged together, at which the leading bet was
+// last worth nothing.
 type Onset struct {
 	// Time is when the block was observed, RecordTime what its first record says.
 	Time       time.Time `json:"time"`

@@ -1,6 +1,7 @@
 package drift
 
 import (
+	"fmt"
 	"log/slog"
 	"math"
 	"math/rand/v2"
@@ -82,7 +83,7 @@ func (f *fixture) batch(partition int32, n int, k kind) *Batch {
 	var ids, segments texts
 	for range n {
 		score := k.score(f.r)
-		class := f.r.IntN(len(classNames))
+		class := f.r.IntN(len(f.base.Classes))
 		if k.class != nil {
 			class = k.class(f.r)
 		}
@@ -345,19 +346,16 @@ func TestEvidenceIsAffine(t *testing.T) {
 	// run returns R of each bet after the records from..to, begun with `begin`.
 	run := func(detector string, from, to int, begin float64) []float64 {
 		s := simulate(calibration, setting{detector, 1e12, defaultTolerance, DefaultBlock}, 3)
-		for i := range s.b.bets {
-			s.b.bets[i].r = begin
+		for i := range s.b.r {
+			s.b.r[i] = begin
 		}
 		s.b.last = float64(from)
 		for i := from; i < to; i++ {
 			at := mark{}
 			s.e.observe(bits[i], scores[i], 0, false, nil, &at, float64(i+1))
+			s.e.settle(float64(i + 1))
 		}
-		var out []float64
-		for _, b := range s.b.bets {
-			out = append(out, b.r)
-		}
-		return out
+		return s.b.r
 	}
 	for range 20 {
 		cut := DefaultBlock * (1 + r.IntN(n/DefaultBlock-2))
@@ -627,14 +625,28 @@ func TestObserveAllocatesNothing(t *testing.T) {
 
 // The whole of Observe: ranks, both detectors, the sampled extremes.
 func BenchmarkObserve(b *testing.B) {
-	for name, change := range map[string]func(*Config){
-		"default":     func(c *Config) {},
-		"block=1":     func(c *Config) { c.Block = 1 },
-		"segments":    func(c *Config) { c.MaxSegments = 2 },
-		"projections": func(c *Config) { c.Projections = true },
+	for _, test := range []struct {
+		name    string
+		classes int
+		change  func(*Config)
+	}{
+		{"block=1", 4, func(c *Config) { c.Block = 1 }},
+		{"block=1/classes=100", 100, func(c *Config) { c.Block = 1 }},
+		{"block=4/classes=100", 100, func(c *Config) { c.Block = 4 }},
+		{"block=16", 4, func(c *Config) {}},
+		{"block=16/classes=100", 100, func(c *Config) {}},
+		{"segments", 4, func(c *Config) { c.MaxSegments = 2 }},
+		{"projections", 4, func(c *Config) { c.Projections = true }},
 	} {
-		b.Run(name, func(b *testing.B) {
-			f := newFixture(b, 10000, change)
+		b.Run(test.name, func(b *testing.B) {
+			f := newFixture(b, 10000, test.change)
+			for c := len(classNames); c < test.classes; c++ {
+				f.base.Classes = append(slices.Clip(f.base.Classes), fmt.Sprint("class ", c))
+			}
+			for i := range f.base.Class {
+				f.base.Class[i] = int32(i % test.classes)
+			}
+			f.open()
 			batch := f.batch(0, 4096, kind{score: inControl, segment: "eu", embedding: func(r *rand.Rand) []float32 { return normal(r, 64) }})
 			next := func() {
 				f.now = f.now.Add(time.Second)

@@ -46,54 +46,154 @@ const (
 	retrainPerClass = 50
 )
 
-// A betting is a detector with the block in hand.
+// A betting is a detector with the block in hand, and the blocks that are closed
+// but not settled.
+//
+// Of the four features of a rank only two are summed, its p-value and its distance
+// from the middle: the others are what is missing to 1 in each record.
 type betting struct {
 	recursion
 	block   int // 0: it has not begun
 	last    float64
 	n       int       // records of the block in hand
 	partial []float64 // sums of their features
-	means   []float64 // scratch
-	sums    []float64 // of the features, of all blocks before
-	count   int64     // of the records of those blocks
+	seen    []int     // of the features that are 0 in most records, those that are not in this block
 	first   mark
+	sums    []float64 // of the features, of all settled blocks
+	count   int64     // of the records of those blocks
+
+	ranks     []ranks   // of the score, then of each projection
+	blocks    int       // closed
+	closed    []float64 // sums of their features
+	beginning mark      // of the first of them
 }
+
+// ranks are the means of a rank in the blocks to settle.
+type ranks struct {
+	first     int // of its features
+	p, spread [settled]float64
+}
+
+// settled is how many records are settled at once, at most, where they fill
+// several blocks.
+const settled = 32
 
 // begin starts to bet, without evidence, on features with these limits.
 func (b *betting) begin(l *layout, limits []float64, block int, threshold, now float64) {
-	b.recursion = recursion{threshold: threshold, bets: components(l, limits, block), alarms: b.alarms}
+	n := len(limits)
+	alarms := b.alarms
+	b.recursion = newRecursion(threshold, components(l, limits, block), n)
+	b.alarms = alarms
 	b.starts = make([]start, len(b.bets))
-	b.block, b.last, b.n, b.count = block, now, 0, 0
-	b.partial, b.means, b.sums = make([]float64, len(limits)), make([]float64, len(limits)), make([]float64, len(limits))
+	b.block, b.last, b.n, b.count, b.blocks = block, now, 0, 0, 0
+	b.partial, b.sums, b.closed = make([]float64, n), make([]float64, n), make([]float64, n)
+	b.seen = make([]int, 0, n)
+	b.ranks = []ranks{{first: featUp}}
+	for k := range l.projections {
+		b.ranks = append(b.ranks, ranks{first: scoreFeatures + l.groupCount + perRank*k})
+	}
 }
 
-// close ends a block, and returns the seconds since the last.
+// resume finds the features that are not 0 in the block in hand.
+func (b *betting) resume() {
+	ranked := make(map[int]bool)
+	for i := range b.ranks {
+		for k := range perRank {
+			ranked[b.ranks[i].first+k] = true
+		}
+	}
+	for f, v := range b.partial {
+		if v != 0 && !ranked[f] {
+			b.seen = append(b.seen, f)
+		}
+	}
+}
+
+// hit adds a record in which a feature is 1 that is 0 in most.
+func (b *betting) hit(feature int) {
+	if b.partial[feature] == 0 {
+		b.seen = append(b.seen, feature)
+	}
+	b.partial[feature]++
+}
+
+// rank adds a p-value.
+func (b *betting) rank(first int, p float64) {
+	b.partial[first+1] += p
+	b.partial[first+2] += math.Abs(2*p - 1)
+}
+
+// next counts the record whose features were added, and reports whether there are
+// enough closed blocks to be settled.
+func (b *betting) next(retrain *recursion) bool {
+	if b.n++; b.n < b.block {
+		return false
+	}
+	if b.blocks == 0 {
+		b.beginning = b.first
+	}
+	share := 1 / float64(b.block)
+	for _, f := range b.seen {
+		v := b.partial[f]
+		b.recursion.block(f, v*share)
+		if retrain != nil {
+			retrain.block(f, v*share)
+		}
+		b.closed[f] += v
+		b.partial[f] = 0
+	}
+	b.seen = b.seen[:0]
+	for i := range b.ranks {
+		r := &b.ranks[i]
+		sums, closed := b.partial[r.first:][:perRank], b.closed[r.first:][:perRank]
+		p, spread := sums[1], sums[2]
+		r.p[b.blocks], r.spread[b.blocks] = p*share, spread*share
+		closed[1] += p
+		closed[2] += spread
+		sums[1], sums[2] = 0, 0
+	}
+	b.n = 0
+	b.blocks++
+	return (b.blocks+1)*b.block > settled
+}
+
+// complete fills in the features of ranks that are not summed, for n records.
+func (b *betting) complete(sums []float64, n float64) {
+	for i := range b.ranks {
+		f := sums[b.ranks[i].first:][:perRank]
+		f[0], f[3] = n-f[1], n-f[2]
+	}
+}
+
+// settle lets the closed blocks bet, all of which were closed at one time. It
+// reports whether an alarm begins.
 // A clock that is set back costs no more than the time it is set back by.
-func (b *betting) close(now float64) (dt float64) {
-	for i, v := range b.partial {
-		b.means[i] = v / float64(b.block)
+func (b *betting) settle(retrain *recursion, now float64) (alarm bool) {
+	if b.blocks == 0 {
+		return false
 	}
-	dt = min(max(0, now-b.last), longestGap*b.threshold)
-	b.last, b.n = now, 0
-	return dt
-}
-
-// settle adds the block that was closed to the sums.
-func (b *betting) settle() {
-	for i, v := range b.partial {
+	dt := min(max(0, now-b.last), longestGap*b.threshold)
+	b.last = now
+	for i := range b.ranks {
+		r := &b.ranks[i]
+		b.recursion.rank(r.first, r.p[:b.blocks], r.spread[:b.blocks])
+		if retrain != nil {
+			retrain.rank(r.first, r.p[:b.blocks], r.spread[:b.blocks])
+		}
+	}
+	alarm = b.recursion.settle(b.blocks, dt, &b.beginning, b.sums, b.count)
+	if retrain != nil {
+		retrain.settle(b.blocks, dt, &b.beginning, b.sums, b.count)
+	}
+	records := b.blocks * b.block
+	b.complete(b.closed, float64(records))
+	for i, v := range b.closed {
 		b.sums[i] += v
-		b.partial[i] = 0
+		b.closed[i] = 0
 	}
-	b.count += int64(b.block)
-}
-
-// rank adds the four features of a p-value.
-func rank(sums []float64, p float64) {
-	spread := math.Abs(2*p - 1)
-	sums[0] += 1 - p
-	sums[1] += p
-	sums[2] += spread
-	sums[3] += 1 - spread
+	b.count += int64(records)
+	b.blocks = 0
+	return alarm
 }
 
 // An engine watches one stream: a topic's records as one instance sees them, or
@@ -101,7 +201,8 @@ func rank(sums []float64, p float64) {
 type engine struct {
 	*options
 	calibration *reference // of the model; it makes the cells of change
-	segment     bool       // its records need not be distributed as the calibration
+	segment     string     // "": the stream. Records of a segment need not be distributed as the calibration.
+	fed         bool       // by the batch in hand
 
 	// The reference of shift: the calibration, or from warm, or nil as yet.
 	reference *reference
@@ -130,8 +231,8 @@ type warmup struct {
 }
 
 // newEngine begins without evidence.
-func newEngine(o *options, calibration *reference, segment bool, now float64) *engine {
-	e := &engine{options: o, calibration: calibration, segment: segment, urn: newUrn(calibration.n(), segment), sampler: sampler{size: o.samples}}
+func newEngine(o *options, calibration *reference, segment string, now float64) *engine {
+	e := &engine{options: o, calibration: calibration, segment: segment, urn: newUrn(calibration.n(), segment != ""), sampler: sampler{size: o.samples}}
 	if !e.needsLive() {
 		e.refer(calibration)
 	}
@@ -146,7 +247,7 @@ func newEngine(o *options, calibration *reference, segment bool, now float64) *e
 
 // needsLive reports whether the reference is made of live records.
 func (e *engine) needsLive() bool {
-	return e.segment || e.project || e.calibration.n() < calibrationIsEnough
+	return e.segment != "" || e.project || e.calibration.n() < calibrationIsEnough
 }
 
 // needed is how many records the warm-up takes.
@@ -172,7 +273,7 @@ func (e *engine) beginChange(block int, now float64) {
 func (e *engine) beginShift(block int, now float64) {
 	e.shiftLimits = shiftLimits(e.reference, &e.layout, e.tolerance, e.delta)
 	e.shift.begin(&e.layout, e.shiftLimits, block, e.threshold, now)
-	e.retrain = recursion{threshold: retrainThreshold, bets: components(&e.layout, shiftLimits(e.reference, &e.layout, retrainTolerance, e.delta), block)}
+	e.retrain = newRecursion(retrainThreshold, components(&e.layout, shiftLimits(e.reference, &e.layout, retrainTolerance, e.delta), block), len(e.shiftLimits))
 }
 
 // warmUp keeps a record until there are enough.
@@ -218,30 +319,25 @@ func (e *engine) warmUp(score float32, class int32, proj *[projections]float32, 
 	}
 }
 
-// observe takes one record that has a score. It reports which detectors begin
-// an alarm.
+// observe takes one record that has a score. at is where it is, but for the
+// records before it. It reports which detectors begin an alarm.
 func (e *engine) observe(bits uint64, score float32, class int32, ood bool, proj *[projections]float32, at *mark, now float64) (shift, change bool) {
 	tie, v := uint32(bits>>32), float64(uint32(bits))*(1./(1<<32))
-	at.records, at.ood = e.records, e.ood
 	gap := e.calibration.gap(score, tie)
 
 	cell := cellOf(gap, e.calibration.n())
 	if c := &e.change; c.block > 0 {
-		if c.n == 0 {
-			c.first = *at
-		}
+		e.begins(c, at)
 		p := e.urn.p(cell, v)
 		if p <= tail5 {
-			c.partial[featT5]++
+			c.hit(featT5)
 			if p <= tail1 {
-				c.partial[featT1]++
+				c.hit(featT1)
 			}
 		}
-		rank(c.partial[featUp:], p)
-		if c.n++; c.n == c.block {
-			dt := c.close(now)
-			change = c.step(c.means, dt, &c.first, c.sums, c.count)
-			c.settle()
+		c.rank(featUp, p)
+		if c.next(nil) {
+			change = c.settle(nil, now)
 		}
 	}
 	// What made the alarm must not become normal before somebody has looked.
@@ -250,42 +346,27 @@ func (e *engine) observe(bits uint64, score float32, class int32, ood bool, proj
 	}
 
 	if s := &e.shift; s.block > 0 {
-		if s.n == 0 {
-			s.first = *at
-		}
+		e.begins(s, at)
 		if e.reference != e.calibration {
 			gap = e.reference.gap(score, tie)
 		}
 		n := e.reference.n()
 		above := n - gap
-		p := (float64(above) + v) / float64(n+1)
 		if above < e.k5 {
-			s.partial[featT5]++
+			s.hit(featT5)
 			if above < e.k1 {
-				s.partial[featT1]++
+				s.hit(featT1)
 			}
 		}
-		rank(s.partial[featUp:], p)
+		s.rank(featUp, (float64(above)+v)/float64(n+1))
 		if e.layout.groups != nil {
-			s.partial[scoreFeatures+e.layout.groups[class]]++
+			s.hit(scoreFeatures + int(e.layout.groups[class]))
 		}
 		for k := range e.layout.projections {
-			r := e.reference.projections[k]
-			gap := below(r, proj[k])
-			equal := 0
-			if gap < len(r) && r[gap] == proj[k] {
-				equal = below(r[gap:], math.Nextafter32(proj[k], float32(math.Inf(1))))
-			}
-			rank(s.partial[scoreFeatures+e.layout.groupCount+perRank*k:], (float64(n-gap-equal)+v*float64(equal+1))/float64(n+1))
+			s.rank(scoreFeatures+e.layout.groupCount+perRank*k, e.reference.p(k, proj[k], v))
 		}
-		if s.n++; s.n == s.block {
-			dt := s.close(now)
-			shift = s.step(s.means, dt, &s.first, s.sums, s.count)
-			e.retrain.step(s.means, dt, &s.first, s.sums, s.count)
-			for i := range e.featureSums {
-				e.featureSums[i] += s.partial[i]
-			}
-			s.settle()
+		if s.next(&e.retrain) {
+			shift = e.settleShift(now)
 		}
 	}
 	e.records++
@@ -294,6 +375,34 @@ func (e *engine) observe(bits uint64, score float32, class int32, ood bool, proj
 	}
 	if e.shift.block == 0 {
 		e.warmUp(score, class, proj, now)
+	}
+	return shift, change
+}
+
+// begins marks where a block begins. Of those to settle only the first one's
+// place is asked for.
+func (e *engine) begins(b *betting, at *mark) {
+	if b.n == 0 && (b.blocks == 0 || b.block > 1) {
+		b.first = *at
+		b.first.records, b.first.ood = e.records, e.ood
+	}
+}
+
+func (e *engine) settleShift(now float64) bool {
+	before := [scoreFeatures]float64(e.shift.sums)
+	alarm := e.shift.settle(&e.retrain, now)
+	for i := range e.featureSums {
+		e.featureSums[i] += e.shift.sums[i] - before[i]
+	}
+	return alarm
+}
+
+// settle lets all closed blocks bet: no time may pass between two of them. It
+// reports which detectors begin an alarm.
+func (e *engine) settle(now float64) (shift, change bool) {
+	change = e.change.settle(nil, now)
+	if e.shift.blocks > 0 {
+		shift = e.settleShift(now)
 	}
 	return shift, change
 }
@@ -378,8 +487,8 @@ func unix(t time.Time) float64 { return float64(t.Unix()) + float64(t.Nanosecond
 // byFamily returns the evidence by family. The features of change are those of
 // the score, which every layout begins with.
 func (e *engine) byFamily(b *betting) (sum [families]float64) {
-	for i := range b.bets {
-		sum[e.layout.family(b.bets[i].feature)] += b.bets[i].r
+	for i, v := range b.r {
+		sum[e.layout.family(b.bets[i].feature)] += v
 	}
 	return sum
 }

@@ -108,6 +108,73 @@ func TestGap(t *testing.T) {
 	}
 }
 
+// The index finds among values of any shape what a search of them all finds.
+func TestIndex(t *testing.T) {
+	r := rand.New(rand.NewPCG(6, 6))
+	for name, draw := range map[string]func() float64{
+		"normal": r.NormFloat64, "five values": func() float64 { return fiveValues(r.NormFloat64()) }, "one value": func() float64 { return 3 },
+		"heavy tails":       func() float64 { return math.Exp(9 * r.NormFloat64()) },
+		"the whole range":   func() float64 { return (2*r.Float64() - 1) * math.MaxFloat32 },
+		"subnormal numbers": func() float64 { return r.Float64() * 1e-42 },
+	} {
+		for _, n := range []int{0, 1, 2, 3, 40, 1000, 10000} {
+			values := make([]float32, n)
+			for i := range values {
+				values[i] = float32(draw())
+			}
+			slices.Sort(values)
+			x := newIndex(values)
+			live := []float32{-math.MaxFloat32, -1, 0, 1, math.MaxFloat32}
+			for _, v := range values[:min(n, 500)] {
+				live = append(live, v, float32(draw()), math.Nextafter32(v, 1e38), math.Nextafter32(v, -1e38))
+			}
+			for _, v := range live {
+				want, _ := slices.BinarySearch(values, v)
+				if got := x.below(values, v); got != want {
+					t.Fatalf("%s, %d values: %d are below %g, want %d", name, n, got, v, want)
+				}
+			}
+		}
+	}
+}
+
+// Blocks at one time that are settled together leave the evidence that they leave
+// one by one.
+func TestSettledTogether(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	class := []int64{3000, 3000, 3990, 10}
+	const n = 4096
+	scores, bits := make([]float32, n), make([]uint64, n)
+	for i := range bits {
+		scores[i], bits[i] = float32(mixed(.02)(r)), r.Uint64()
+	}
+	calibration := normal(r, 10000)
+	for _, detector := range Detectors {
+		for _, block := range []int{1, 2, 4, 16, 64} {
+			evidence := func(every int) []float64 {
+				s := simulateClasses(calibration, class, setting{detector, 1e12, defaultTolerance, block}, 3)
+				for i := range scores {
+					now := float64(i/1024 + 1) // a batch
+					s.e.observe(bits[i], scores[i], int32(bits[i]%4), false, nil, &mark{}, now)
+					if (i+1)%every == 0 {
+						s.e.settle(now)
+					}
+				}
+				return append(slices.Clone(s.b.r), s.b.sums...)
+			}
+			together, each := evidence(1024), evidence(1)
+			if s := together[len(together)-1]; s == 0 {
+				t.Errorf("%s, blocks of %d: nothing was bet on", detector, block)
+			}
+			for i, want := range each {
+				if got := together[i]; !(math.Abs(got-want) <= 1e-9*want) {
+					t.Errorf("%s, blocks of %d, number %d: %g, one by one %g", detector, block, i, got, want)
+				}
+			}
+		}
+	}
+}
+
 // The limits of shift hold for 95 of 100 references: each mean of the true
 // distribution is at or below.
 func TestShiftLimits(t *testing.T) {
@@ -142,9 +209,9 @@ func TestShiftLimits(t *testing.T) {
 			if above < 50 {
 				mean[featT5] += width
 			}
-			var sums [4]float64
-			rank(sums[:], (float64(above)+.5)/float64(len(v)+1))
-			for i, s := range sums {
+			p := (float64(above) + .5) / float64(len(v)+1)
+			spread := math.Abs(2*p - 1)
+			for i, s := range [perRank]float64{1 - p, p, spread, 1 - spread} {
 				mean[featUp+i] += width * s
 			}
 		}

@@ -17,9 +17,6 @@ type mark struct {
 type component struct {
 	feature               int
 	weight, lambda, limit float64
-
-	r float64 // Shiryaev–Roberts evidence, in seconds
-	c float64 // CUSUM statistic: it tells the onset
 }
 
 // A start is where the CUSUM statistic of a component was last 1.
@@ -106,15 +103,46 @@ func components(l *layout, limits []float64, block int) []component {
 // A recursion is an e-detector: R_i = (R_i + w_i·Δt)·e_i for each bet, whose sum
 // has a mean of at most the seconds that have passed while no limit is
 // exceeded.
+//
+// Blocks between which no time passes only multiply R_i. So factor gathers their
+// e_i, and R_i is settled for many of them at once. A block whose mean is 0, as
+// most are for a tail or a group of classes, counts for its bets by its number
+// alone: its e_i is idle.
 type recursion struct {
 	threshold float64 // A, in seconds
 	bets      []component
-	starts    []start // of each bet; nil: the onset is not asked for
-	evidence  float64 // ΣR
-	active    bool
-	alarms    int64
-	onset     Onset   // of the last alarm
-	since     float64 // when active was set
+	of        []int32   // where the bets of each feature begin, and the last end
+	idle      []float64 // e of a block whose mean is 0: 1−lambda·limit
+	slope     []float64 // e of a block of mean φ is idle·(1+slope·φ)
+	factor    []float64 // Π of 1+slope·φ over the blocks to settle, of means above 0
+	still     []float64 // idle to the power stillFor, the blocks settled at last
+	stillFor  int
+
+	r        []float64 // Shiryaev–Roberts evidence of each bet, in seconds
+	c        []float64 // CUSUM statistics: they tell the onset
+	starts   []start   // of each bet; nil: the onset is not asked for
+	evidence float64   // ΣR
+	active   bool
+	alarms   int64
+	onset    Onset   // of the last alarm
+	since    float64 // when active was set
+}
+
+func newRecursion(threshold float64, bets []component, features int) recursion {
+	n := len(bets)
+	r := recursion{
+		threshold: threshold, bets: bets, of: make([]int32, features+1), r: make([]float64, n), c: make([]float64, n),
+		idle: make([]float64, n), slope: make([]float64, n), factor: make([]float64, n), still: make([]float64, n),
+	}
+	for i, b := range bets {
+		r.of[b.feature+1]++
+		r.idle[i] = 1 - b.lambda*b.limit
+		r.slope[i], r.factor[i] = b.lambda/r.idle[i], 1
+	}
+	for f := range features { // bets ascend by their feature
+		r.of[f+1] += r.of[f]
+	}
+	return r
 }
 
 // clearShare is the share of the threshold under which an alarm ends.
@@ -125,30 +153,87 @@ const clearShare = .01
 const negligible = 1e-200
 
 // maxCUSUM keeps C finite; it decides nothing once it is above 1.
-const maxCUSUM = 1e300
+const maxCUSUM = 1e100
 
-// step takes the means of a block that began at first, dt seconds after the
-// last. sums are those of the features over the count records before the block.
-// It reports whether an alarm begins.
-func (r *recursion) step(means []float64, dt float64, first *mark, sums []float64, count int64) bool {
+// block takes the mean of a feature in one block, unless it is 0.
+func (r *recursion) block(feature int, mean float64) {
+	for i := r.of[feature]; i < r.of[feature+1]; i++ {
+		r.factor[i] *= 1 + r.slope[i]*mean
+	}
+}
+
+// rank takes the means of a rank, whose four features begin at first, in all
+// blocks to settle: of the p-value, and of its distance from the middle.
+func (r *recursion) rank(first int, p, spread []float64) {
+	for i := r.of[first]; i < r.of[first+1]; i++ {
+		r.factor[i] = product(p, 1+r.slope[i], -r.slope[i])
+	}
+	for i := r.of[first+1]; i < r.of[first+2]; i++ {
+		r.factor[i] = product(p, 1, r.slope[i])
+	}
+	for i := r.of[first+2]; i < r.of[first+3]; i++ {
+		r.factor[i] = product(spread, 1, r.slope[i])
+	}
+	for i := r.of[first+3]; i < r.of[first+4]; i++ {
+		r.factor[i] = product(spread, 1+r.slope[i], -r.slope[i])
+	}
+}
+
+// product returns Π (a+b·x): four products, so that none waits for another.
+func product(x []float64, a, b float64) float64 {
+	p, q, s, t := 1., 1., 1., 1.
+	for ; len(x) >= 4; x = x[4:] {
+		p *= a + b*x[0]
+		q *= a + b*x[1]
+		s *= a + b*x[2]
+		t *= a + b*x[3]
+	}
+	for _, x := range x {
+		p *= a + b*x
+	}
+	return p * q * (s * t)
+}
+
+// power returns x to the power n.
+func power(x float64, n int) float64 {
+	p := 1.
+	for ; n > 0; n >>= 1 {
+		if n&1 == 1 {
+			p *= x
+		}
+		x *= x
+	}
+	return p
+}
+
+// settle takes the blocks that block and rank have told of, the first of which
+// began at first, dt seconds after the last before them. sums are those of the
+// features over the count records before. It reports whether an alarm begins.
+func (r *recursion) settle(blocks int, dt float64, first *mark, sums []float64, count int64) bool {
+	if blocks != r.stillFor {
+		r.stillFor = blocks
+		for i, idle := range r.idle {
+			r.still[i] = power(idle, blocks)
+		}
+	}
 	total, most := 0., 2*r.threshold
-	for i := range r.bets {
-		b := &r.bets[i]
-		e := 1 + b.lambda*(means[b.feature]-b.limit)
-		v := (b.r + b.weight*dt) * e
+	n := len(r.bets)
+	bets, still, factor, value, c := r.bets, r.still[:n], r.factor[:n], r.r[:n], r.c[:n]
+	for i := range bets {
+		e := still[i] * factor[i]
+		factor[i] = 1
+		v := (value[i] + bets[i].weight*dt) * e
 		if v > most {
 			v = most
 		} else if v < negligible {
 			v = 0
 		}
-		b.r = v
+		value[i] = v
 		total += v
-		if b.c > 1 {
-			if b.c < maxCUSUM {
-				b.c *= e
-			}
-		} else if b.c = e; e > 1 && r.starts != nil { // while it stays at 1 nobody asks where
-			r.starts[i] = start{*first, sums[b.feature], count}
+		if c[i] > 1 {
+			c[i] = min(c[i]*e, maxCUSUM)
+		} else if c[i] = e; e > 1 && r.starts != nil { // while it stays at 1 nobody asks where
+			r.starts[i] = start{*first, sums[bets[i].feature], count}
 		}
 	}
 	r.evidence = total
@@ -165,9 +250,8 @@ func (r *recursion) step(means []float64, dt float64, first *mark, sums []float6
 
 // restart drops the evidence.
 func (r *recursion) restart() {
-	for i := range r.bets {
-		r.bets[i].r, r.bets[i].c = 0, 0
-	}
+	clear(r.r)
+	clear(r.c)
 	r.evidence, r.active = 0, false
 }
 
@@ -175,10 +259,9 @@ func (r *recursion) restart() {
 // (-1); −1 where none has any.
 func (r *recursion) top(l *layout, family int) int {
 	best, most := -1, 0.
-	for i := range r.bets {
-		b := &r.bets[i]
-		if (family < 0 || l.family(b.feature) == family) && b.r > most {
-			best, most = i, b.r
+	for i, v := range r.r {
+		if (family < 0 || l.family(r.bets[i].feature) == family) && v > most {
+			best, most = i, v
 		}
 	}
 	return best

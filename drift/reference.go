@@ -2,6 +2,7 @@ package drift
 
 import (
 	"math"
+	"math/bits"
 	"slices"
 	"sort"
 
@@ -13,16 +14,21 @@ import (
 type reference struct {
 	live   bool      // built from live records, not the model's calibration
 	scores []float32 // ascending
+	find   index     // of scores
 	// ties breaks ties: ascending within each run of equal scores. nil: there
 	// are none. With it a score has a place among equals, drawn once, so that
 	// discrete scores are treated as exactly as continuous ones.
 	ties        []uint32
 	class       []int64     // counts
 	projections [][]float32 // ascending
+	findEach    []index     // of projections
 }
 
 func newReference(live bool, sorted []float32, class []int64, projections [][]float32, key uint64) *reference {
-	r := &reference{live: live, scores: sorted, class: class, projections: projections}
+	r := &reference{live: live, scores: sorted, find: newIndex(sorted), class: class, projections: projections}
+	for _, p := range projections {
+		r.findEach = append(r.findEach, newIndex(p))
+	}
 	for i := 1; i < len(sorted); i++ {
 		if sorted[i] == sorted[i-1] {
 			r.ties = make([]uint32, len(sorted))
@@ -49,7 +55,7 @@ func (r *reference) n() int { return len(r.scores) }
 // gap returns how many of the reference's scores are below s, from 0 to n; tie
 // decides among equals.
 func (r *reference) gap(s float32, tie uint32) int {
-	lo := below(r.scores, s)
+	lo := r.find.below(r.scores, s)
 	if r.ties == nil || lo == len(r.scores) || r.scores[lo] != s {
 		return lo
 	}
@@ -57,17 +63,71 @@ func (r *reference) gap(s float32, tie uint32) int {
 	return lo + sort.Search(hi-lo, func(i int) bool { return r.ties[lo+i] >= tie })
 }
 
-// below returns how many of the ascending values are smaller than v.
-func below(values []float32, v float32) int {
-	lo, n := 0, len(values)
-	for n > 0 {
-		half := int(uint(n) >> 1)
-		if values[lo+half] < v {
-			lo += half + 1
-			n -= half + 1
+// p returns the right-tail p-value of a value of projection k; v, which is
+// uniform on [0, 1), decides among equals.
+func (r *reference) p(k int, x float32, v float64) float64 {
+	values, find := r.projections[k], &r.findEach[k]
+	gap, equal := find.below(values, x), 0
+	if gap < len(values) && values[gap] == x {
+		equal = find.below(values, math.Nextafter32(x, float32(math.Inf(1)))) - gap
+	}
+	return (float64(len(values)-gap-equal) + v*float64(equal+1)) / float64(len(values)+1)
+}
+
+// An index says where among ascending values to look: it cuts their range into
+// cells of one width, and knows where each begins. Between the extreme
+// thousandths, so that outliers don't make the cells wide.
+type index struct {
+	from, scale float32
+	begin       []uint32 // of each cell, and where the last ends
+}
+
+func newIndex(values []float32) index {
+	n := len(values)
+	if n == 0 {
+		return index{begin: make([]uint32, 2)}
+	}
+	from, to := values[n/1000], values[n-1-n/1000]
+	cells := 1 << bits.Len(uint(n/4))
+	x := index{from: from, begin: make([]uint32, cells+1)}
+	if scale := float32(cells) / (to - from); scale > 0 && !math.IsInf(float64(scale), 0) { // else one cell is all
+		x.scale = scale
+	}
+	for _, v := range values {
+		x.begin[x.cell(v)+1]++
+	}
+	for k := range cells {
+		x.begin[k+1] += x.begin[k]
+	}
+	return x
+}
+
+// cell never descends as v ascends, so that all values of lower cells are
+// smaller than v, and all of higher ones larger.
+func (x *index) cell(v float32) int {
+	at, last := (v-x.from)*x.scale, len(x.begin)-2
+	switch {
+	case !(at > 0):
+		return 0
+	case at >= float32(last):
+		return last
+	}
+	return int(at)
+}
+
+// below returns how many of the values are smaller than v.
+func (x *index) below(values []float32, v float32) int {
+	k := x.cell(v)
+	lo, hi := int(x.begin[k]), int(x.begin[k+1])
+	for hi-lo > 8 {
+		if half := int(uint(lo+hi) >> 1); values[half] < v {
+			lo = half + 1
 		} else {
-			n = half
+			hi = half
 		}
+	}
+	for lo < hi && values[lo] < v {
+		lo++
 	}
 	return lo
 }

@@ -32,7 +32,7 @@ func simulateClasses(calibration []float32, class []int64, s setting, key uint64
 	slices.Sort(sorted)
 	o := &options{threshold: s.threshold, delta: delta, tolerance: s.tolerance, reference: 1 << 30, key: key}
 	ref := newReference(false, sorted, class, nil, key)
-	e := newEngine(o, ref, false, 0)
+	e := newEngine(o, ref, "", 0)
 	e.refer(ref)
 	sim := &simulation{e: e, b: &e.shift}
 	const never = 1 << 40
@@ -54,7 +54,8 @@ func (s *simulation) observe(r *rand.Rand, score, dt float64) bool {
 func (s *simulation) observeClass(r *rand.Rand, score float64, class int32, dt float64) bool {
 	s.now += dt
 	at := mark{time: s.now, offset: s.e.records}
-	shift, change := s.e.observe(r.Uint64(), float32(score), class, false, nil, &at, s.now)
+	s.e.observe(r.Uint64(), float32(score), class, false, nil, &at, s.now)
+	shift, change := s.e.settle(s.now)
 	return shift || change
 }
 

@@ -57,6 +57,7 @@ const (
 	stateVersion = 1
 	stateHeader  = 16
 	maxState     = 1 << 30
+	maxCell      = 1 << 52 // records in a cell of the urn
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -196,10 +197,13 @@ func (w *Watch) decode(content []byte) error {
 		partition := int32(r.u32())
 		next.watermarks[partition] = int64(r.u64())
 	}
-	next.stream = r.engine(&w.options, next.options.key, next.calibration, false)
+	next.stream = r.engine(&w.options, next.options.key, next.calibration, "")
 	for range r.length(5) {
 		name := string(r.take(r.length(1)))
-		next.segments[name] = r.engine(&w.options, next.options.key, next.calibration, true)
+		if r.err == nil && name == "" {
+			r.err = errors.New("a segment without a name")
+		}
+		next.segments[name] = r.engine(&w.options, next.options.key, next.calibration, name)
 	}
 	if r.err == nil && len(r.b) > 0 {
 		r.err = fmt.Errorf("%d bytes are left over", len(r.b))
@@ -280,8 +284,8 @@ func (w *writer) engine(e *engine) {
 		w.u8(stateCalibration)
 	}
 	w.bool(e.urn.empty)
-	for _, v := range e.urn.cells {
-		w.f64(v)
+	for _, n := range e.urn.cells {
+		w.f64(float64(n))
 	}
 	for _, b := range []*betting{&e.shift, &e.change} {
 		w.u32(uint32(b.block))
@@ -291,6 +295,7 @@ func (w *writer) engine(e *engine) {
 		w.f64(b.last)
 		w.u32(uint32(b.n))
 		w.i64(b.count)
+		b.complete(b.partial, float64(b.n))
 		w.f64s(b.partial)
 		w.f64s(b.sums)
 		w.mark(&b.first)
@@ -324,9 +329,9 @@ func (w *writer) recursion(r *recursion) {
 	w.f64(o.OODRateBefore)
 	w.f64(o.OODRateAfter)
 	w.u32(uint32(len(r.bets)))
-	for i, b := range r.bets {
-		w.f64(b.r)
-		w.f64(b.c)
+	for i := range r.bets {
+		w.f64(r.r[i])
+		w.f64(r.c[i])
 		if r.starts != nil {
 			s := &r.starts[i]
 			w.mark(&s.mark)
@@ -454,7 +459,7 @@ func (r *reader) records(classes int, project bool) (scores []float32, class []i
 	return scores, class, proj
 }
 
-func (r *reader) engine(o *options, key uint64, calibration *reference, segment bool) *engine {
+func (r *reader) engine(o *options, key uint64, calibration *reference, segment string) *engine {
 	e := &engine{options: o, calibration: calibration, segment: segment, sampler: sampler{size: o.samples}}
 	e.records, e.ood = r.i64(), r.i64()
 	for i := range e.featureSums {
@@ -482,7 +487,11 @@ func (r *reader) engine(o *options, key uint64, calibration *reference, segment 
 	}
 	e.urn = &urn{empty: r.bool()}
 	for i := range e.urn.cells {
-		e.urn.add(i, r.f64())
+		n := r.f64()
+		if r.err == nil && !(n >= 0 && n <= maxCell && n == math.Trunc(n)) {
+			r.err = fmt.Errorf("%g records in a cell", n)
+		}
+		e.urn.add(i, int64(n))
 	}
 	for _, b := range []*betting{&e.shift, &e.change} {
 		block := int(r.u32())
@@ -503,6 +512,7 @@ func (r *reader) engine(o *options, key uint64, calibration *reference, segment 
 		b.last, b.n, b.count = r.f64(), int(r.u32()), r.i64()
 		r.into(b.partial)
 		r.into(b.sums)
+		b.resume()
 		b.first = r.mark()
 		r.recursion(&b.recursion)
 		if r.err == nil && b.n >= block {
@@ -537,12 +547,11 @@ func (r *reader) recursion(to *recursion) {
 	}
 	to.evidence = 0
 	for i := range to.bets {
-		b := &to.bets[i]
-		b.r, b.c = r.f64(), r.f64()
-		if r.err == nil && !(b.r >= 0 && b.r <= 2*to.threshold && b.c >= 0) {
-			r.err = fmt.Errorf("a bet with R = %g and C = %g", b.r, b.c)
+		to.r[i], to.c[i] = r.f64(), r.f64()
+		if r.err == nil && !(to.r[i] >= 0 && to.r[i] <= 2*to.threshold && to.c[i] >= 0) {
+			r.err = fmt.Errorf("a bet with R = %g and C = %g", to.r[i], to.c[i])
 		}
-		to.evidence += b.r
+		to.evidence += to.r[i]
 		if to.starts != nil {
 			to.starts[i] = start{r.mark(), r.f64(), r.i64()}
 		}

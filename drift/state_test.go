@@ -191,9 +191,21 @@ func FuzzState(f *testing.F) {
 		state = slices.Clone(state)
 		copy(state, x.watch.encode(x.now)[:40])
 		binary.LittleEndian.PutUint32(state[12:], crc32.Checksum(state[16:], castagnoli))
-		w := &Watch{cfg: x.watch.cfg, source: x.watch.source, clock: x.watch.clock, options: x.watch.options, watermarks: make(map[int32]int64)}
-		w.begin(x.base)
+		empty := func() *Watch {
+			w := &Watch{cfg: x.watch.cfg, source: x.watch.source, clock: x.watch.clock, options: x.watch.options, watermarks: make(map[int32]int64)}
+			w.begin(x.base)
+			return w
+		}
+		w := empty()
 		if w.decode(state) == nil {
+			written := w.encode(x.now)
+			second := empty()
+			if err := second.decode(written); err != nil {
+				t.Fatalf("a state that was taken over cannot be read again: %v", err)
+			}
+			if !bytes.Equal(second.encode(x.now), written) {
+				t.Fatal("a second time it is another state")
+			}
 			w.Observe(x.batch(0, 40, kind{score: inControl, segment: "eu"}))
 		}
 	})

@@ -10,15 +10,17 @@ package drift
 // An urn that began empty knows the cells only: there the record itself counts,
 // as in the conformal p-value of a growing bag.
 type urn struct {
-	cells [urnCells]float64
-	sums  [urnCells / urnRow]float64 // of each row of cells
-	total float64
+	cells [urnCells]int64
+	// right holds, for each inner node of a binary tree over the cells, what is
+	// in the cells of its right half: node 1 is all, 2n and 2n+1 are halves of n.
+	right [urnCells]int64
+	total int64
 	empty bool // it began so
 }
 
 const (
-	urnCells = 256
-	urnRow   = 16
+	urnLevels = 8
+	urnCells  = 1 << urnLevels
 )
 
 // newUrn returns the urn of n calibration scores, or an empty one.
@@ -35,25 +37,27 @@ func newUrn(n int, empty bool) *urn {
 // cellOf returns the cell of a gap, from 0 to n.
 func cellOf(gap, n int) int { return gap * urnCells / (n + 1) }
 
-func (u *urn) add(cell int, weight float64) {
-	u.cells[cell] += weight
-	u.sums[cell/urnRow] += weight
-	u.total += weight
+func (u *urn) add(cell int, n int64) {
+	u.cells[cell] += n
+	u.total += n
+	node := urnCells + cell
+	for range urnLevels {
+		u.right[node>>1] += n & -int64(node&1)
+		node >>= 1
+	}
 }
 
 // p returns the right-tail p-value of a record in cell; v is uniform on [0, 1).
 func (u *urn) p(cell int, v float64) float64 {
-	above := 0.
-	row := cell / urnRow
-	for r := row + 1; r < len(u.sums); r++ {
-		above += u.sums[r]
-	}
-	for k := cell + 1; k < (row+1)*urnRow; k++ {
-		above += u.cells[k]
+	above := int64(0)
+	node := urnCells + cell
+	for range urnLevels {
+		above += u.right[node>>1] & (int64(node&1) - 1)
+		node >>= 1
 	}
 	own, total := u.cells[cell], u.total
 	if u.empty {
 		own, total = own+1, total+1
 	}
-	return (above + v*own) / total
+	return (float64(above) + v*float64(own)) / float64(total)
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
-	"math"
 	"sort"
 	"strings"
 	"sync"
@@ -37,6 +36,7 @@ type Watch struct {
 	calibration *reference
 	stream      *engine
 	segments    map[string]*engine
+	fed         []*engine // by the batch in hand
 	projector   projector
 	watermarks  map[int32]int64 // of each partition, the last offset that was observed
 	snapshot    time.Time
@@ -90,7 +90,7 @@ func (w *Watch) begin(base Baseline) {
 	}
 	w.base = base
 	w.calibration = newReference(false, base.Scores, class, nil, w.options.key)
-	w.stream = newEngine(&w.options, w.calibration, false, unix(w.clock()))
+	w.stream = newEngine(&w.options, w.calibration, "", unix(w.clock()))
 	w.segments = make(map[string]*engine)
 }
 
@@ -126,16 +126,7 @@ func (w *Watch) Observe(b *Batch) []Alarm {
 	now := unix(w.clock())
 	var alarms []Alarm
 	if b.Model == w.base.Model {
-		for i, offset := range b.Offset {
-			if offset <= watermark {
-				continue
-			}
-			// What has no finite score must not bet.
-			if s := float64(b.Score[i]); b.Class[i] < 0 || math.IsNaN(s) || math.IsInf(s, 0) {
-				continue
-			}
-			alarms = w.record(alarms, b, i, now)
-		}
+		alarms = w.records(b, watermark, now)
 	}
 	w.watermarks[b.Partition] = max(watermark, b.Offset[len(b.Offset)-1])
 	if w.stream.recommend(now) {
@@ -144,46 +135,70 @@ func (w *Watch) Observe(b *Batch) []Alarm {
 	return alarms
 }
 
-// record lets one record bet.
-func (w *Watch) record(alarms []Alarm, b *Batch, i int, now float64) []Alarm {
-	bits := random(w.options.key, b.Partition, b.Offset[i], b.Row[i])
-	at := mark{time: now, recordTime: b.Time[i], offset: b.Offset[i], partition: b.Partition}
+// records lets those beyond the watermark bet.
+func (w *Watch) records(b *Batch, watermark int64, now float64) (alarms []Alarm) {
 	dim := len(b.Embedding) / len(b.Offset)
-	embedding := b.Embedding[i*dim:][:dim]
-	var proj *[projections]float32
-	if w.options.project {
-		proj = w.projector.project(embedding)
-	}
-	if !w.cfg.Incidents.IncludeEmbedding {
-		embedding = nil
-	}
-	alarms = w.feed(w.stream, "", alarms, bits, b, i, proj, embedding, &at, now)
-	if w.cfg.MaxSegments > 0 {
-		name := ""
-		if b.Segment != nil {
-			name = b.Segment.Value(i)
+	at := mark{time: now, partition: b.Partition}
+	for i, offset := range b.Offset {
+		if offset <= watermark {
+			continue
 		}
-		e, name := w.segment(name, now)
-		alarms = w.feed(e, name, alarms, bits, b, i, proj, embedding, &at, now)
+		// What has no finite score must not bet.
+		if s := b.Score[i]; b.Class[i] < 0 || s-s != 0 {
+			continue
+		}
+		bits := random(w.options.key, b.Partition, offset, b.Row[i])
+		at.recordTime, at.offset = b.Time[i], offset
+		embedding := b.Embedding[i*dim:][:dim]
+		var proj *[projections]float32
+		if w.options.project {
+			proj = w.projector.project(embedding)
+		}
+		if !w.cfg.Incidents.IncludeEmbedding {
+			embedding = nil
+		}
+		alarms = w.feed(w.stream, alarms, bits, b, i, proj, embedding, &at, now)
+		if w.cfg.MaxSegments > 0 {
+			name := ""
+			if b.Segment != nil {
+				name = b.Segment.Value(i)
+			}
+			alarms = w.feed(w.segment(name, now), alarms, bits, b, i, proj, embedding, &at, now)
+		}
 	}
+	for _, e := range w.fed {
+		shift, change := e.settle(now)
+		alarms = w.raise(alarms, e, shift, change, now)
+		e.fed = false
+	}
+	w.fed = w.fed[:0]
 	return alarms
 }
 
-func (w *Watch) feed(e *engine, segment string, alarms []Alarm, bits uint64, b *Batch, i int, proj *[projections]float32, embedding []float32, at *mark, now float64) []Alarm {
+func (w *Watch) feed(e *engine, alarms []Alarm, bits uint64, b *Batch, i int, proj *[projections]float32, embedding []float32, at *mark, now float64) []Alarm {
+	if !e.fed {
+		e.fed = true
+		w.fed = append(w.fed, e)
+	}
 	e.sampler.offer(b, i, e.records, len(w.base.Classes), embedding)
 	shift, change := e.observe(bits, b.Score[i], b.Class[i], b.OOD[i], proj, at, now)
+	return w.raise(alarms, e, shift, change, now)
+}
+
+// raise adds the alarms that begin.
+func (w *Watch) raise(alarms []Alarm, e *engine, shift, change bool, now float64) []Alarm {
 	if shift {
-		alarms = append(alarms, w.raise(e, &e.shift, Shift, segment, now))
+		alarms = append(alarms, w.alarm(e, &e.shift, Shift, now))
 	}
 	if change {
-		alarms = append(alarms, w.raise(e, &e.change, Change, segment, now))
+		alarms = append(alarms, w.alarm(e, &e.change, Change, now))
 	}
 	return alarms
 }
 
-func (w *Watch) raise(e *engine, b *betting, detector, segment string, now float64) Alarm {
+func (w *Watch) alarm(e *engine, b *betting, detector string, now float64) Alarm {
 	a := e.alarm(b, detector, w.base.Classes, now)
-	a.Segment, a.Model = segment, w.base.Model
+	a.Segment, a.Model = e.segment, w.base.Model
 	b.since, b.onset = now, a.Onset
 	return a
 }
@@ -197,10 +212,10 @@ func (w *Watch) recommendation(now float64) Alarm {
 }
 
 // segment returns the engine of a segment, which is a new one while there are
-// fewer than configured, and the name that it goes by.
-func (w *Watch) segment(name string, now float64) (*engine, string) {
+// fewer than configured.
+func (w *Watch) segment(name string, now float64) *engine {
 	if e := w.segments[name]; e != nil && name != "" {
-		return e, name
+		return e
 	}
 	others := 0
 	if w.segments[OtherSegments] != nil {
@@ -212,10 +227,10 @@ func (w *Watch) segment(name string, now float64) (*engine, string) {
 	e := w.segments[name]
 	if e == nil {
 		name = strings.Clone(name) // the batch's memory is used again
-		e = newEngine(&w.options, w.calibration, true, now)
+		e = newEngine(&w.options, w.calibration, name, now)
 		w.segments[name] = e
 	}
-	return e, name
+	return e
 }
 
 // Forget drops the watermark of a partition whose log ends before it: the topic

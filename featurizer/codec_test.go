@@ -3,10 +3,12 @@ package featurizer
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -290,6 +292,25 @@ func TestRejects(t *testing.T) {
 		}
 	}
 	large := stream(t, bare, nil, many, many)
+	oneRow := func(fields []arrow.Field, fill func(*array.RecordBuilder)) []byte {
+		return stream(t, arrow.NewSchema(append(bare.Fields(), fields...), nil), nil, func(b *array.RecordBuilder) {
+			list := b.Field(0).(*array.FixedSizeListBuilder)
+			list.Append(true)
+			list.ValueBuilder().(*array.Float32Builder).AppendValues(vectors[0], nil)
+			fill(b)
+		})
+	}
+	texts := func(label, segment string) []byte {
+		return oneRow([]arrow.Field{{Name: ColLabel, Type: arrow.BinaryTypes.String}, {Name: ColSegment, Type: arrow.BinaryTypes.String}}, func(b *array.RecordBuilder) {
+			b.Field(1).(*array.StringBuilder).Append(label)
+			b.Field(2).(*array.StringBuilder).Append(segment)
+		})
+	}
+	times := func(seconds arrow.Timestamp) []byte {
+		return oneRow([]arrow.Field{{Name: ColTimestamp, Type: &arrow.TimestampType{Unit: arrow.Second}}}, func(b *array.RecordBuilder) {
+			b.Field(1).(*array.TimestampBuilder).Append(seconds)
+		})
+	}
 	asArrow := headers{"content-type": ArrowContentType}
 	asJSON := headers{"content-type": "application/json; charset=utf-8"}
 	for _, test := range []struct {
@@ -301,6 +322,13 @@ func TestRejects(t *testing.T) {
 	}{
 		{"empty", Message{}, -1, Empty, "the message is empty, expected an embedding"},
 		{"oversized", Message{Size: 2 << 20}, -1, TooLarge, "the message has 2097152 bytes, at most 1048576 are read"},
+		{"a compressed bomb", Message{Size: 5000}, -1, TooLarge, "the message's record batch has 5000 bytes in the log, and decompressed more than is held in memory"},
+		{"a long content type", Message{Value: whole, Headers: headers{"content-type": strings.Repeat("\xff", 1<<20)}}, -1, UnknownCodec, `content-type "` + strings.Repeat(`\xff`, 64) + `" is not one of`},
+		{"a long id", Message{Value: []byte(`{"embedding":[1,2,3],"id":"` + strings.Repeat("a", 5000) + `"}`)}, -1, TooLarge, "id has 5000 bytes, at most 4096 are read"},
+		{"a long Arrow label", Message{Value: texts(strings.Repeat("a", 5000), "")}, 0, TooLarge, "label has 5000 bytes, at most 4096 are read"},
+		{"an Arrow segment that is not UTF-8", Message{Value: texts("", "a\xff")}, 0, BadArrow, `segment is "a\xff", expected UTF-8`},
+		{"an Arrow time far away", Message{Value: times(1.8e15)}, 0, BadArrow, "column timestamp is 1800000000000000 s since 1970, expected a time of the years 0 to 9999"},
+		{"a time before the year 0", Message{Value: []byte(`{"embedding":[1,2,3],"timestamp":-9e13}`)}, -1, BadJSON, "timestamp: -9e13 is neither a time"},
 		{"truncated", Message{Value: rawBytes(vectors[0])[:11]}, -1, WrongDimension, "the message has 11 bytes, expected 12: little-endian float32 of dimension 3"},
 		{"another dimension", Message{Value: rawBytes(vectors[0])[:8]}, -1, WrongDimension, "the message has 8 bytes, expected 12"},
 		{"unknown content type", Message{Value: whole, Headers: headers{"content-type": "application/avro"}}, -1, UnknownCodec, `content-type "application/avro" is not one of application/octet-stream, application/json, application/vnd.apache.arrow.stream`},
@@ -360,6 +388,30 @@ func TestRejects(t *testing.T) {
 	}
 }
 
+// A producer may write any time into a message: it becomes one that RFC 3339
+// can write, and the embedding is read.
+func TestTimeOfAMessageIsBounded(t *testing.T) {
+	b := newTestBuilder(t, 3)
+	for i, millis := range []int64{math.MinInt64, 0, 1_700_000_000_000_000, math.MaxInt64} {
+		b.Append(Message{Value: rawBytes(vectors[0]), Time: time.UnixMilli(millis), Offset: int64(i)})
+	}
+	rec, rejects := b.Take()
+	if len(rejects) > 0 {
+		t.Fatal(rejects[0].Err)
+	}
+	defer rec.Release()
+	at, err := Column[*array.Timestamp](rec, ColTimestamp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"0000-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"} {
+		got, err := at.Value(i).ToTime(arrow.Microsecond).MarshalJSON()
+		if err != nil || string(got) != `"`+want+`"` {
+			t.Errorf("message %d: %s, %v, want %s", i, got, err, want)
+		}
+	}
+}
+
 // What all rows share is not multiplied by them, and bad rows of a few bytes
 // are not multiplied by what a reject takes: either once filled the memory.
 func TestSmallMessagesStaySmall(t *testing.T) {
@@ -415,8 +467,9 @@ func TestDimensionOfTheFirstEmbedding(t *testing.T) {
 	}
 }
 
-// accepted checks what a builder let through.
-func accepted(t *testing.T, b *Builder) {
+// accepted checks what a builder let through, and returns it with the number of
+// rejects.
+func accepted(t *testing.T, b *Builder) (rows [][]float32, rejected int) {
 	rec, rejects := b.Take()
 	defer rec.Release()
 	x, dim, err := Embeddings(rec)
@@ -435,35 +488,112 @@ func accepted(t *testing.T, b *Builder) {
 			t.Fatalf("a reject without a reason: %+v", r)
 		}
 	}
+	for i := range ids.Len() {
+		rows = append(rows, slices.Clone(x[3*i:3*i+3]))
+	}
+	return rows, len(rejects)
 }
 
-func fuzzCodec(f *testing.F, codec string, seeds ...[]byte) {
+// fuzzCodec checks that what a codec accepts is what encode makes of it, value by
+// value, when that is decoded again; and what exact says of the message, where no
+// row was rejected.
+func fuzzCodec(f *testing.F, codec string, encode func(t testing.TB, rows [][]float32) [][]byte, exact func(t *testing.T, value []byte, rows [][]float32), seeds ...[]byte) {
 	for _, s := range seeds {
 		f.Add(s)
 	}
-	b, err := NewBuilder(Config{Dim: 3, Codec: codec, MaxMessageBytes: 1 << 16})
-	if err != nil {
-		f.Fatal(err)
+	builder := func() *Builder {
+		b, err := NewBuilder(Config{Dim: 3, Codec: codec, MaxMessageBytes: 1 << 16})
+		if err != nil {
+			f.Fatal(err)
+		}
+		return b
 	}
+	b, second := builder(), builder()
 	f.Fuzz(func(t *testing.T, value []byte) {
 		b.Append(Message{Value: value})
-		accepted(t, b)
+		rows, rejects := accepted(t, b)
+		if len(rows) == 0 {
+			return
+		}
+		if exact != nil && rejects == 0 {
+			exact(t, value, rows)
+		}
+		rows = rows[:min(len(rows), 100)]
+		for _, message := range encode(t, rows) {
+			second.Append(Message{Value: message})
+		}
+		again, rejects := accepted(t, second)
+		if rejects > 0 || !sameBits(rows, again) {
+			t.Fatalf("accepted %v, and after a second time there is %v, with %d rejects", rows, again, rejects)
+		}
 	})
 }
 
-func FuzzRaw(f *testing.F) { fuzzCodec(f, CodecRaw, nil, rawBytes(vectors[0])) }
+// sameBits compares floats by their bits.
+func sameBits(a, b [][]float32) bool {
+	return slices.EqualFunc(a, b, func(x, y []float32) bool {
+		return slices.EqualFunc(x, y, func(v, w float32) bool { return math.Float32bits(v) == math.Float32bits(w) })
+	})
+}
+
+func encodeRaw(_ testing.TB, rows [][]float32) (all [][]byte) {
+	for _, row := range rows {
+		all = append(all, rawBytes(row))
+	}
+	return all
+}
+
+func encodeJSON(t testing.TB, rows [][]float32) (all [][]byte) {
+	for _, row := range rows {
+		text, err := json.Marshal(map[string]any{"embedding": row})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, text)
+	}
+	return all
+}
+
+func encodeArrow(t testing.TB, rows [][]float32) [][]byte {
+	return [][]byte{stream(t, fixedSize(3), nil, fillFixed(rows))}
+}
+
+// exactJSON checks that a message is JSON, and that encoding/json finds the same
+// values, where it holds one embedding.
+func exactJSON(t *testing.T, value []byte, rows [][]float32) {
+	if !json.Valid(value) {
+		t.Fatalf("accepted %q, which is not JSON", value)
+	}
+	if value = bytes.TrimSpace(value); value[0] != '{' || bytes.Count(value, []byte(":")) > 1 {
+		return
+	}
+	var want struct{ Embedding []float32 }
+	if err := json.Unmarshal(value, &want); err != nil || !sameBits(rows, [][]float32{want.Embedding}) {
+		t.Fatalf("accepted %v from %q, which holds %v (%v)", rows, value, want.Embedding, err)
+	}
+}
+
+func FuzzRaw(f *testing.F) {
+	exact := func(t *testing.T, value []byte, rows [][]float32) {
+		if !bytes.Equal(value, rawBytes(rows[0])) {
+			t.Fatalf("accepted %v from %x", rows, value)
+		}
+	}
+	fuzzCodec(f, CodecRaw, encodeRaw, exact, nil, rawBytes(vectors[0]))
+}
 
 func FuzzJSON(f *testing.F) {
-	fuzzCodec(f, CodecJSON, []byte(`{"embedding":[1,2,3],"id":1,"timestamp":"2020-01-02T03:04:05Z"}`), []byte(`[{"embedding":[1,2,3]},{}]`), []byte(`{"records":[{"embedding":[1e38,-0,3]}]}`))
+	fuzzCodec(f, CodecJSON, encodeJSON, exactJSON, []byte(`{"embedding":[1,2,3],"id":1,"timestamp":"2020-01-02T03:04:05Z"}`), []byte(`[{"embedding":[1,2,3]},{}]`),
+		[]byte(`{"records":[{"embedding":[1e38,-0,3]}]}`), []byte(`{"embedding":[1.5,2e1,3]}`), []byte(`{"embedding":[+1,01,.5]}`))
 }
 
 func FuzzAuto(f *testing.F) {
-	fuzzCodec(f, CodecAuto, rawBytes(vectors[0]), []byte(`{"embedding":[1,2,3]}`), stream(f, fixedSize(3), nil, fillFixed(vectors)))
+	fuzzCodec(f, CodecAuto, encodeRaw, nil, rawBytes(vectors[0]), []byte(`{"embedding":[1,2,3]}`), stream(f, fixedSize(3), nil, fillFixed(vectors)))
 }
 
 func FuzzArrow(f *testing.F) {
 	float64s, fill64 := listOf[float64](arrow.PrimitiveTypes.Float64)
-	fuzzCodec(f, CodecArrow, stream(f, fixedSize(3), nil, fillFixed(vectors)), stream(f, float64s, nil, fill64(vectors)), dictionaryStream(f))
+	fuzzCodec(f, CodecArrow, encodeArrow, nil, stream(f, fixedSize(3), nil, fillFixed(vectors)), stream(f, float64s, nil, fill64(vectors)), dictionaryStream(f))
 }
 
 // Arrow's own reader dies of about one in a hundred such inputs.

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -350,47 +351,64 @@ func TestLabelsOfAMatrix(t *testing.T) {
 	}
 }
 
-func fuzzFile(f *testing.F, format string, seeds ...[]byte) {
+// fuzzFile checks that the rows of a file that is read to its end are those of
+// the file that encode makes of them.
+func fuzzFile(f *testing.F, format string, encode func(t testing.TB, rows [][]float32) []byte, seeds ...[]byte) {
 	for _, s := range seeds {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, content []byte) {
-		r, err := ReadStream("fuzz", format, bytes.NewReader(content))
-		if err != nil {
+		rows, err := readRows(t, format, content)
+		if err != nil || len(rows) == 0 || len(rows) > 100 || len(rows[0]) > 1000 {
 			return
 		}
-		defer r.Close()
-		for {
-			rec, err := r.Next()
-			if err != nil {
-				return
-			}
-			if x, dim, err := Embeddings(rec); err != nil || dim != r.Dim() || len(x) != dim*int(rec.NumRows()) {
-				t.Fatalf("%d values of dimension %d: %v", len(x), dim, err)
-			}
-			rec.Release()
+		again, err := readRows(t, format, encode(t, rows))
+		if err != nil || !sameBits(rows, again) {
+			t.Fatalf("accepted %v, and after a second time there is %v (%v)", rows, again, err)
 		}
 	})
+}
+
+func readRows(t testing.TB, format string, content []byte) (rows [][]float32, err error) {
+	r, err := ReadStream("fuzz", format, bytes.NewReader(content))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	for {
+		rec, err := r.Next()
+		if err == io.EOF {
+			return rows, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		x, dim, err := Embeddings(rec)
+		if err != nil || dim != r.Dim() || len(x) != dim*int(rec.NumRows()) {
+			t.Fatalf("%d values of dimension %d: %v", len(x), dim, err)
+		}
+		for i := range int(rec.NumRows()) {
+			rows = append(rows, slices.Clone(x[dim*i:dim*(i+1)]))
+		}
+		rec.Release()
+	}
 }
 
 func FuzzNPY(f *testing.F) {
-	fuzzFile(f, FormatNPY, npy("<f4", vectors), npy("<f8", vectors), npy("<f2", [][]float32{{1}}))
+	encode := func(_ testing.TB, rows [][]float32) []byte { return npy("<f4", rows) }
+	fuzzFile(f, FormatNPY, encode, npy("<f4", vectors), npy("<f8", vectors), npy("<f2", [][]float32{{1}}))
 }
 
 func FuzzJSONLines(f *testing.F) {
-	fuzzFile(f, FormatJSONL, []byte("{\"embedding\":[1,2]}\n{\"embedding\":[1,2,3]}"))
+	encode := func(t testing.TB, rows [][]float32) []byte { return bytes.Join(encodeJSON(t, rows), []byte("\n")) }
+	fuzzFile(f, FormatJSONL, encode, []byte("{\"embedding\":[1,2]}\n{\"embedding\":[1,2,3]}"), []byte("{\"embedding\":[1,2]}\n{\"embedding\":[3,4]}"))
 }
 
-func FuzzArrowFile(f *testing.F) { fuzzFile(f, FormatArrow, arrowFile(f, vectors)) }
+func FuzzArrowFile(f *testing.F) { fuzzFile(f, FormatArrow, arrowFile, arrowFile(f, vectors)) }
 
 func FuzzParquet(f *testing.F) {
-	f.Add(parquetFile(f, false, compress.Codecs.Uncompressed, vectors))
-	f.Add(parquetFile(f, true, compress.Codecs.Snappy, vectors[:1], vectors[1:]))
-	f.Fuzz(func(t *testing.T, content []byte) {
-		rows := 0
-		_ = readParquet(bytes.NewReader(content), func(row fileRow) bool {
-			rows++
-			return rows < 100_000
-		})
-	})
+	encode := func(t testing.TB, rows [][]float32) []byte {
+		return parquetFile(t, false, compress.Codecs.Uncompressed, rows)
+	}
+	fuzzFile(f, FormatParquet, encode, parquetFile(f, false, compress.Codecs.Uncompressed, vectors), parquetFile(f, true, compress.Codecs.Snappy, vectors[:1], vectors[1:]))
 }

@@ -25,11 +25,13 @@ const (
 	// directions as Müller and Hein, "Mahalanobis++" (2025), have it; relative:
 	// Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD
 	// Detection" (2021); kNN: Sun et al., "Out-of-Distribution Detection with
-	// Deep Nearest Neighbors" (2022).
+	// Deep Nearest Neighbors" (2022); fDBD: Liu and Qin, "Fast Decision Boundary
+	// based Out-of-Distribution Detector" (2024), of the nearest class mean.
 	ClassMeans          = "class-means"          // min_c ‖x^ − p^_c‖
 	KNN                 = "knn"                  // the k-th least ‖x^ − b^_i‖
 	Mahalanobis         = "mahalanobis"          // min_c ‖(x^ − p_c)·W‖²
 	RelativeMahalanobis = "relative-mahalanobis" // the same less ‖(x^ − m)·W0‖²
+	FDBD                = "fdbd"                 // −mean_c d_c/‖x^ − m‖, d_c to the boundary between class c and that of x^
 )
 
 // The scores. Larger is more out of distribution: they are the negatives of the
@@ -68,6 +70,7 @@ var detectors = []detectorSpec{
 	{KNN, []string{Distance}, []string{tensorBank, tensorBankClass}, false, true},
 	{Mahalanobis, []string{Distance}, []string{tensorPrecisionFactor, tensorPrototypes}, false, false},
 	{RelativeMahalanobis, []string{Distance}, []string{tensorBackgroundFactor, tensorBackgroundMean, tensorPrecisionFactor, tensorPrototypes}, false, false},
+	{FDBD, []string{Distance}, []string{tensorBackgroundMean, tensorPrototypes}, false, false},
 }
 
 // Detectors lists the detectors: first the heads, then what needs no training.

@@ -46,7 +46,7 @@ const (
 //	8+h     ...   the tensors, little-endian, in this order without gaps, each
 //	              where the detector has it:
 //	              background.factor   [D, D] float32  relative-mahalanobis
-//	              background.mean     [D]    float32  relative-mahalanobis
+//	              background.mean     [D]    float32  relative-mahalanobis, fdbd
 //	              bank                [M, D] float32  knn
 //	              bank.class          [M]    int32    knn
 //	              bias                [C]    float32  softmax

@@ -55,6 +55,7 @@ func tiny() map[string]*Model {
 		"relative-mahalanobis": as(RelativeMahalanobis, func(m *Model) {
 			m.Prototypes, m.PrecisionFactor, m.BackgroundMean, m.BackgroundFactor = dense(2, 3), dense(3, 3), vector(3), dense(3, 3)
 		}),
+		"fdbd": as(FDBD, func(m *Model) { m.Prototypes, m.BackgroundMean = dense(2, 3), vector(3) }),
 	}
 }
 
@@ -129,7 +130,7 @@ func TestFileGolden(t *testing.T) {
 
 func TestEncodeRefuses(t *testing.T) {
 	for want, spoil := range map[string]func(*Model){
-		`detector "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax" "class-means" "knn" "mahalanobis" "relative-mahalanobis"]`: func(m *Model) { m.Detector = "hinge" },
+		`detector "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax" "class-means" "knn" "mahalanobis" "relative-mahalanobis" "fdbd"]`: func(m *Model) { m.Detector = "hinge" },
 		`3 class names for 2 prototypes`:        func(m *Model) { m.Classes = []string{"a", "b", "c"} },
 		`class name "a" is empty or not unique`: func(m *Model) { m.Classes = []string{"a", "a"} },
 		`tensor prototypes: the prototype of class "cat" has norm 0: it must be finite and at least 1e-12`:   func(m *Model) { clear(m.PrototypeData()[:3]) },
@@ -190,6 +191,7 @@ func TestEncodeRefusesTensors(t *testing.T) {
 		{"knn", func(m *Model) { m.Neighbours = 5 }, "neighbours 5 must be between 1 and the 4 embeddings of the bank"},
 		{"mahalanobis", func(m *Model) { m.PrecisionFactor = dense(3, 2) }, "tensor precision.factor has shape [3 2], expected [3 3]"},
 		{"mahalanobis", func(m *Model) { m.BackgroundMean = vector(3) }, "tensor background.mean: detector mahalanobis has none"},
+		{"fdbd", func(m *Model) { m.BackgroundMean = nil }, "tensor background.mean is missing: detector fdbd needs it"},
 		{"relative-mahalanobis", func(m *Model) { m.BackgroundMean = vector(2) }, "tensor background.mean has shape [2], expected [3]"},
 		{"relative-mahalanobis", func(m *Model) { nan(m.BackgroundFactor) }, "tensor background.factor: value 1 is NaN: it must be finite"},
 	} {
@@ -377,8 +379,12 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			t.Fatalf("a model that was accepted cannot be written: %v", err)
 		}
-		if _, err := decode(again); err != nil {
+		second, err := decode(again)
+		if err != nil {
 			t.Fatalf("nor read again: %v", err)
+		}
+		if third, err := second.Encode(); err != nil || !bytes.Equal(third, again) {
+			t.Fatalf("a second time it is another model (%v)", err)
 		}
 	})
 }
@@ -387,6 +393,21 @@ func FuzzHistory(f *testing.F) {
 	f.Add([]byte(`{"time":"2026-01-02T03:04:05Z","kind":"published","version":"0123456789ab"}` + "\n{\"ti"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		events, _ := decodeHistory(text)
+		var lines []byte
+		for _, e := range events {
+			line, err := json.Marshal(e)
+			if err != nil {
+				t.Fatalf("an event that was accepted cannot be written: %v", err)
+			}
+			lines = append(append(lines, line...), '\n')
+		}
+		if again, torn := decodeHistory(lines); len(torn) > 0 || !slices.EqualFunc(events, again, func(a, b Event) bool {
+			same := a.Time.Equal(b.Time)
+			a.Time = b.Time
+			return same && a == b
+		}) {
+			t.Fatalf("accepted %+v, and after a second time there is %+v", events, again)
+		}
 		for _, e := range events {
 			if e.Kind == "" || (e.Version != "" && !isVersion(e.Version)) {
 				t.Fatalf("accepted %+v", e)

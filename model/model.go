@@ -46,8 +46,8 @@ type Model struct {
 	// Transform comes before the rest, or nil.
 	Transform *Transform
 	// Prototypes is [C, K]: of isomax+, isomax, dismax and class-means, not
-	// necessarily of unit norm. For the Mahalanobis detectors it holds the
-	// class means, [C, D].
+	// necessarily of unit norm. For the Mahalanobis detectors and fdbd it holds
+	// the class means, [C, D].
 	Prototypes *tensor.Dense
 	// DistanceScale multiplies every distance of isomax+ and dismax, by its
 	// absolute value.
@@ -61,7 +61,7 @@ type Model struct {
 	Neighbours int
 	// PrecisionFactor [D, D] is W of the precision matrix W·Wᵀ that the classes
 	// share; BackgroundMean [D] and BackgroundFactor [D, D] are of the one
-	// Gaussian that relative-mahalanobis compares with.
+	// Gaussian that relative-mahalanobis compares with. The mean is fdbd's too.
 	PrecisionFactor                  *tensor.Dense
 	BackgroundMean, BackgroundFactor *tensor.Dense
 

@@ -1,6 +1,8 @@
 package monitor
 
 import (
+	"bytes"
+	"go.yaml.in/yaml/v3"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -103,8 +105,23 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(smallest))
 	f.Add([]byte("input: &a {topic: *a}"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		if cfg, err := parseConfig(text); err == nil && cfg.Validate() != nil {
-			t.Fatal("accepted what does not validate")
+		cfg, err := parseConfig(text)
+		if err != nil {
+			return
+		}
+		if err := cfg.Validate(); err != nil {
+			t.Fatalf("accepted what does not validate: %v", err)
+		}
+		written, err := yaml.Marshal(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := parseConfig(written)
+		if err != nil {
+			t.Fatalf("what was accepted is refused a second time: %v\n%s", err, written)
+		}
+		if second, err := yaml.Marshal(again); err != nil || !bytes.Equal(second, written) {
+			t.Fatalf("accepted\n%s\nand after a second time there is\n%s (%v)", written, second, err)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -24,6 +25,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/array"
 	"github.com/apache/arrow/go/v15/arrow/ipc"
 	"github.com/apache/arrow/go/v15/arrow/memory"
+	"github.com/oodmon/oodmon/featurizer"
 	"github.com/oodmon/oodmon/internal/kafkatest"
 	"github.com/oodmon/oodmon/model"
 	"github.com/oodmon/oodmon/scorer"
@@ -477,6 +479,50 @@ func TestManyBadRowsOfOneMessage(t *testing.T) {
 	}
 	if whole != 1 || len(rows) != 3 || rows["0"] != "wrong_dimension" || rows["1"] != "no_direction" || rows["2"] != "wrong_dimension" {
 		t.Errorf("%d letters hold the message, rows %v", whole, rows)
+	}
+}
+
+// Texts that no output topic would take, or no metric, are dead letters: what
+// follows them in the partition is scored, and metrics are served.
+func TestHostileTextsBlockNothing(t *testing.T) {
+	f := newFixture(t)
+	f.cfg.Drift.MaxSegments = 4
+	schema := arrow.NewSchema([]arrow.Field{
+		{Name: featurizer.ColEmbedding, Type: arrow.FixedSizeListOf(testDim, arrow.PrimitiveTypes.Float32)}, {Name: featurizer.ColSegment, Type: arrow.BinaryTypes.String},
+	}, nil)
+	b := array.NewRecordBuilder(memory.DefaultAllocator, schema)
+	list := b.Field(0).(*array.FixedSizeListBuilder)
+	list.Append(true)
+	list.ValueBuilder().(*array.Float32Builder).AppendValues([]float32{1, 0, 0, 0, 0, 0, 0, 0}, nil)
+	b.Field(1).(*array.StringBuilder).Append("\xff")
+	var notUTF8 bytes.Buffer
+	w := ipc.NewWriter(&notUTF8, ipc.WithSchema(schema))
+	rec := b.NewRecord()
+	defer rec.Release()
+	if err := errors.Join(w.Write(rec), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("\\u0001", 100_000)
+	f.Produce(
+		&kgo.Record{Topic: input, Value: []byte(`{"embedding":[1,0,0,0,0,0,0,0],"id":"` + long + `"}`)},
+		&kgo.Record{Topic: input, Value: []byte("{}"), Headers: []kgo.RecordHeader{{Key: "content-type", Value: bytes.Repeat([]byte{0xff}, 600_000)}}},
+		&kgo.Record{Topic: input, Value: notUTF8.Bytes()},
+	)
+	f.Produce(&kgo.Record{Topic: input, Key: []byte("after"), Value: raw([]float32{1, 0, 0, 0, 0, 0, 0, 0})})
+	m, _ := f.run(t)
+	f.waitFor(t, m, 4)
+	var reasons []string
+	for _, r := range f.ReadAll(deadLetters) {
+		reasons = append(reasons, header(r, "oodmon-reason"))
+	}
+	if got := strings.Join(reasons, " "); got != "too_large unknown_codec bad_arrow" {
+		t.Errorf("dead letters for %q", got)
+	}
+	if all := f.results(t); len(all) != 1 || all[0].ID != "after" {
+		t.Errorf("results %+v", all)
+	}
+	if code, text := get(t, m, "/metrics"); code != http.StatusOK {
+		t.Errorf("metrics: %d %s", code, text)
 	}
 }
 

@@ -29,6 +29,8 @@ func newDetector(m *model.Model) (detector, error) {
 		return newBank(m)
 	case model.Mahalanobis, model.RelativeMahalanobis:
 		return newMahalanobis(m)
+	case model.FDBD:
+		return newFDBD(m)
 	}
 	return nil, fmt.Errorf("detector %q is unknown", m.Detector)
 }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/oodmon/oodmon/model"
@@ -410,6 +411,69 @@ func TestMahalanobis(t *testing.T) {
 	}
 }
 
+// fDBD by its definition, in float64: the distances of a direction to the
+// hyperplanes between its nearest mean and the others.
+func TestFDBDByDefinition(t *testing.T) {
+	r := rand.New(rand.NewPCG(12, 12))
+	const dim, classes, n = 23, 9, 217
+	means, mean, x := random(r, classes*dim, .3), random(r, dim, .1), random(r, n*dim, 5)
+	x[3*dim] = float32(math.NaN())
+	clear(x[4*dim : 5*dim])
+	copy(x[7*dim:8*dim], means[2*dim:3*dim])
+	m := calibrated(means, dim, 0)
+	m.Detector, m.Score = model.FDBD, model.Distance
+	m.BackgroundMean = tensor.New(tensor.WithShape(dim), tensor.WithBacking(mean))
+	got := scored(t, m, record(t, x, dim))
+	for i := range n {
+		if i == 3 || i == 4 {
+			if got.Class[i] != -1 || !math.IsNaN(float64(got.Score[i])) {
+				t.Errorf("row %d has no direction, but score %g of class %d", i, got.Score[i], got.Class[i])
+			}
+			continue
+		}
+		row, unit := x[i*dim:(i+1)*dim], make([]float64, dim)
+		var fromMean float64
+		for j := range unit {
+			unit[j] = float64(row[j]) / norm(row)
+			fromMean += (unit[j] - float64(mean[j])) * (unit[j] - float64(mean[j]))
+		}
+		best, least := -1, math.Inf(1)
+		for c := range classes {
+			square := 0.
+			for j, v := range means[c*dim : (c+1)*dim] {
+				square += (unit[j] - float64(v)) * (unit[j] - float64(v))
+			}
+			if square < least {
+				best, least = c, square
+			}
+		}
+		sum := 0.
+		for c := range classes {
+			if c == best {
+				continue
+			}
+			// The hyperplane goes through the middle of both means; its normal is
+			// their difference.
+			along, length := 0., 0.
+			for j := range unit {
+				k, o := float64(means[best*dim+j]), float64(means[c*dim+j])
+				along += (unit[j] - (k+o)/2) * (k - o)
+				length += (k - o) * (k - o)
+			}
+			sum += along / math.Sqrt(length)
+		}
+		want := -sum / (classes - 1) / math.Sqrt(fromMean)
+		if math.Abs(float64(got.Score[i])-want) > 2e-6 || int(got.Class[i]) != best {
+			t.Errorf("row %d: %g of class %d, want %g of %d", i, got.Score[i], got.Class[i], want, best)
+		}
+	}
+
+	copy(means[:dim], means[5*dim:6*dim])
+	if _, err := New(m); err == nil || !strings.Contains(err.Error(), "are equal: there is no boundary between them") {
+		t.Errorf("two equal means: %v", err)
+	}
+}
+
 // Scoring allocates nothing once the workspace has grown, whatever the detector.
 func TestDetectorsAllocateNothing(t *testing.T) {
 	r := rand.New(rand.NewPCG(11, 11))
@@ -420,7 +484,9 @@ func TestDetectorsAllocateNothing(t *testing.T) {
 	maha.Detector, maha.Score, maha.PrecisionFactor = model.RelativeMahalanobis, model.Distance, dense(random(r, dim*dim, 1), dim)
 	maha.BackgroundMean, maha.BackgroundFactor = tensor.New(tensor.WithShape(dim), tensor.WithBacking(random(r, dim, 1))), dense(random(r, dim*dim, 1), dim)
 	knn := knnModel(random(r, 300*dim, 1), make([]int32, 300), dim, 5, classes)
-	for _, m := range []*model.Model{softmax, maha, knn} {
+	boundaries := calibrated(random(r, classes*dim, 1), dim, 0)
+	boundaries.Detector, boundaries.Score, boundaries.BackgroundMean = model.FDBD, model.Distance, tensor.New(tensor.WithShape(dim), tensor.WithBacking(random(r, dim, 1)))
+	for _, m := range []*model.Model{softmax, maha, knn, boundaries} {
 		s, rec := scorerOf(t, m), record(t, random(r, 100*dim, 1), dim)
 		var w Workspace
 		var out Scores

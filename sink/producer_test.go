@@ -267,12 +267,17 @@ func testLargeLetters(t *testing.T, broker *kafkatest.Broker) {
 			Headers: []Header{{Key: "mine"}}, Reason: "too_large", Err: errors.New("too large"),
 		}
 	}
-	if err := f.DeadLetter(f.ctx, 0, []Letter{letter(0, 1, 10), letter(1, 1, 300_000), letter(2, 50_000, 50_000), letter(3, 1, 10)}); err != nil {
+	wordy := letter(4, 1, 10)
+	wordy.Err = errors.New(strings.Repeat("why ", 10_000))
+	if err := f.DeadLetter(f.ctx, 0, []Letter{letter(0, 1, 10), letter(1, 1, 300_000), letter(2, 50_000, 50_000), letter(3, 1, 10), wordy}); err != nil {
 		t.Fatal(err)
 	}
 	got := f.ReadAll(f.dead)
-	if len(got) != 4 {
-		t.Fatalf("%d letters, want 4, each once", len(got))
+	if len(got) != 5 {
+		t.Fatalf("%d letters, want 5, each once", len(got))
+	}
+	if why := headersOf(got[4])["oodmon-error"]; len(why) > 2100 || !strings.HasPrefix(why, "why why ") || !strings.HasSuffix(why, " ...") {
+		t.Errorf("a long error is written with %d bytes", len(why))
 	}
 	for i, r := range got {
 		headers := headersOf(r)

@@ -23,8 +23,10 @@ func fitBaseline(ctx context.Context, data *dataset, opts Options, report *Repor
 		err = fitKNN(ctx, data, opts, report, m)
 	case model.Mahalanobis, model.RelativeMahalanobis:
 		err = fitMahalanobis(ctx, data, means, report, m)
-		fallthrough
-	default:
+	case model.FDBD:
+		m.BackgroundMean = vector(data.mean())
+	}
+	if m.Detector != model.KNN {
 		m.Prototypes = matrix(means, data.dim)
 	}
 	if opts.Progress != nil {

@@ -247,6 +247,19 @@ func (d *dataset) means() ([]float32, error) {
 	return p, nil
 }
 
+// mean returns the mean of all embeddings to fit, [D].
+func (d *dataset) mean() []float32 {
+	mean := make([]float32, d.dim)
+	for j := range mean {
+		sum, n := 0., 0
+		for c, records := range d.perClass {
+			sum, n = sum+d.sums[c*d.dim+j], n+records
+		}
+		mean[j] = float32(sum / float64(n))
+	}
+	return mean
+}
+
 // classWeights weigh the classes so that each counts as much as any other.
 func (d *dataset) classWeights() []float32 {
 	total := 0

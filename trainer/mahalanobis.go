@@ -15,19 +15,12 @@ import (
 // from their differences to the means of their classes, [C, D], and, for the
 // relative distance, that of all.
 func fitMahalanobis(ctx context.Context, data *dataset, means []float32, report *Report, m *model.Model) error {
-	d, n := data.dim, data.parts[partFit].rows
+	d := data.dim
 	within := newCovariance(d)
 	var all *covariance
-	mean := make([]float32, d) // of all
+	mean := data.mean()
 	if m.Detector == model.RelativeMahalanobis {
 		all = newCovariance(d)
-		for j := range d {
-			sum := 0.
-			for c := range data.classes {
-				sum += data.sums[c*d+j]
-			}
-			mean[j] = float32(sum / float64(n))
-		}
 	}
 	err := data.parts[partFit].chunks(false, func(x []float32, y []int32) error {
 		if ctx.Err() != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/url"
 
 	"github.com/oodmon/oodmon/monitor"
 	"github.com/spf13/cobra"
@@ -22,7 +23,7 @@ func newConfigCommand() *cobra.Command {
 everything that is wrong with it. It connects to nothing. Exit code 2: the file
 is wrong. With --print it writes the whole configuration, defaults included. That
 holds no secret: passwords are named by file or environment variable, and neither
-is read.`,
+is read; of the webhooks' addresses, which may hold a token, only the host is shown.`,
 		Example: `  oodmon config check oodmon.yml
   oodmon config check --print oodmon.yml`,
 		Args: cobra.ExactArgs(1),
@@ -32,6 +33,8 @@ is read.`,
 				return withExit(exitUsage, err)
 			}
 			if show {
+				hidePath(&cfg.Alerts.Evaluate.WebhookURL)
+				hidePath(&cfg.Drift.RetrainWebhook.URL)
 				enc := yaml.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent(2)
 				return errors.Join(enc.Encode(cfg), enc.Close())
@@ -43,4 +46,11 @@ is read.`,
 	check.Flags().BoolVar(&show, "print", false, "print the configuration with its defaults")
 	cmd.AddCommand(check)
 	return cmd
+}
+
+// hidePath leaves of an address what holds no secret.
+func hidePath(address *string) {
+	if u, err := url.Parse(*address); err == nil && u.Host != "" { // the configuration was validated
+		*address = u.Scheme + "://" + u.Host + "/<secret>"
+	}
 }

@@ -101,7 +101,7 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"train", "--dat", "x"}, 2, "unknown flag: --dat; see 'oodmon train --help'"},
 		{[]string{"train", "--data", "a", "b", "--output", "c"}, 2, `unexpected argument "b": repeat the flag before each file; see 'oodmon train --help'`},
 		{[]string{"train"}, 2, `required flag(s) "data", "output" not set`},
-		{[]string{"train", "--data", "x", "--output", "y", "--detector", "hinge"}, 2, `detector: "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax" "class-means" "knn" "mahalanobis" "relative-mahalanobis"]`},
+		{[]string{"train", "--data", "x", "--output", "y", "--detector", "hinge"}, 2, `detector: "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax" "class-means" "knn" "mahalanobis" "relative-mahalanobis" "fdbd"]`},
 		{[]string{"score", "--model", "x"}, 2, "requires at least 1 arg(s), only received 0"},
 		{[]string{"eval", "--model", "/nowhere", "--id", "a", "--ood", "b"}, 1, "--model: stat /nowhere: no such file or directory"},
 		{[]string{"model", "list"}, 2, "--registry is required"},
@@ -189,7 +189,7 @@ func TestAlertsGenerate(t *testing.T) {
 	}
 }
 
-// What is printed is a configuration that means the same, and holds no secret.
+// What is printed is a configuration that means the same, but for what is secret.
 func TestConfigPrint(t *testing.T) {
 	const secret = "correct horse battery staple"
 	t.Setenv("KAFKA_PASSWORD", secret)
@@ -200,11 +200,18 @@ input: {topic: in}
 output: {topic: out, delivery: exactly-once}
 dead_letter: {topic: dead}
 model: {registry: /r}
+drift: {retrain_webhook: {url: "https://user:t0ken@ci.example.com/hook"}}
+alerts: {evaluate: {webhook_url: "https://hooks.example.com:8443/t0ken?key=t0ken"}}
 `
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	printed := oodmon(t, 0, "config", "check", "--print", path).stdout
+	for _, want := range []string{"url: https://ci.example.com/<secret>\n", "webhook_url: https://hooks.example.com:8443/<secret>\n"} {
+		if !strings.Contains(printed, want) || strings.Contains(printed, "t0ken") {
+			t.Errorf("printed, without %q:\n%s", want, printed)
+		}
+	}
 	if strings.Contains(printed, secret) || !strings.Contains(printed, "password_env: KAFKA_PASSWORD") || !strings.Contains(printed, "session_timeout: 30s") {
 		t.Errorf("printed:\n%s", printed)
 	}

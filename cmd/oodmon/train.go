@@ -95,7 +95,7 @@ carries.`,
 	f.StringVar(&start, "start", "", "model file, or registry, to go on from")
 	addRateFlags(f, &opts.Alpha, &opts.Delta)
 	r := &opts.Recipe
-	f.StringVar(&r.Detector, "detector", r.Detector, "a head: isomax+, isomax, dismax or softmax; or what needs no training: class-means, knn, mahalanobis or relative-mahalanobis")
+	f.StringVar(&r.Detector, "detector", r.Detector, "a head: isomax+, isomax, dismax or softmax; or what needs no training: class-means, knn, mahalanobis, relative-mahalanobis or fdbd")
 	f.StringVar(&r.Score, "score", r.Score, "of a head: mds, mps, es, mmls, mmles, max-logit or energy (default: mds for isomax+, es for isomax, mmles for dismax, mps for softmax)")
 	f.IntVar(&r.Neighbours, "neighbours", r.Neighbours, "of knn: the distance to this nearest record is the score")
 	f.IntVar(&r.Bank, "bank", r.Bank, "of knn: of more records than this, a random sample is kept")

@@ -207,7 +207,7 @@ func (c *Client) checkTopics(ctx context.Context, broker string, topics []string
 		at := slices.IndexFunc(meta.Topics, func(t kafka.Topic) bool { return t.Name == topic })
 		switch {
 		case at < 0 || errors.Is(meta.Topics[at].Error, kafka.UnknownTopicOrPartition):
-			all = append(all, fmt.Errorf("kafka topic %s does not exist: create it, or correct the configuration (broker %s does not list it for this user): %w", topic, broker, kafka.UnknownTopicOrPartition))
+			all = append(all, fmt.Errorf("kafka topic %s does not exist: create it, or correct the configuration, or grant the user Describe (broker %s does not list it): %w", topic, broker, kafka.UnknownTopicOrPartition))
 			continue
 		case errors.Is(meta.Topics[at].Error, kafka.TopicAuthorizationFailed):
 			all = append(all, fmt.Errorf("kafka topic %s: the user may not see it: grant it Describe, and Read or Write: %w", topic, meta.Topics[at].Error))

@@ -2,16 +2,10 @@ package kafkaconn_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -25,69 +19,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// An authority signs certificates for a test.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	file string // its certificate
-	dir  string
-	n    int64
-}
-
-func newAuthority(t *testing.T) *authority {
+func server(t *testing.T, a *kafkatest.Authority, template *x509.Certificate) *tls.Config {
 	t.Helper()
-	a := &authority{dir: t.TempDir()}
-	a.cert = &x509.Certificate{Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	a.file, _ = a.issue(t, a.cert)
-	return a
-}
-
-// issue signs a certificate, or its own, and returns the files.
-func (a *authority) issue(t *testing.T, template *x509.Certificate) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.n++
-	template.SerialNumber = big.NewInt(a.n)
-	if template.NotAfter.IsZero() {
-		template.NotAfter = time.Now().Add(time.Hour)
-	}
-	template.NotBefore = template.NotAfter.Add(-2 * time.Hour)
-	if a.key == nil {
-		a.key = key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if template == a.cert {
-		if a.cert, err = x509.ParseCertificate(der); err != nil {
-			t.Fatal(err)
-		}
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certFile, keyFile = filepath.Join(a.dir, fmt.Sprint(a.n, ".crt")), filepath.Join(a.dir, fmt.Sprint(a.n, ".key"))
-	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: private}} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return certFile, keyFile
-}
-
-func (a *authority) server(t *testing.T, template *x509.Certificate) *tls.Config {
-	t.Helper()
-	cert, err := tls.LoadX509KeyPair(a.issue(t, template))
+	cert, err := tls.LoadX509KeyPair(a.Issue(t, template))
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
+	pool.AddCert(a.Cert)
 	return &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool}
 }
 
@@ -128,33 +67,31 @@ func wantError(t *testing.T, err error, want string) {
 }
 
 func TestTLS(t *testing.T) {
-	ours, other := newAuthority(t), newAuthority(t)
-	local := func() *x509.Certificate {
-		return &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"broker.example"}}
-	}
-	good := broker(t, kfake.TLS(ours.server(t, local())))
-	named := broker(t, kfake.TLS(ours.server(t, &x509.Certificate{DNSNames: []string{"broker.example"}})))
-	expired := broker(t, kfake.TLS(ours.server(t, &x509.Certificate{IPAddresses: local().IPAddresses, NotAfter: time.Now().Add(-time.Minute)})))
-	mutualTLS := ours.server(t, local())
+	ours, other := kafkatest.NewAuthority(t), kafkatest.NewAuthority(t)
+	local := kafkatest.Local
+	good := broker(t, kfake.TLS(server(t, ours, local())))
+	named := broker(t, kfake.TLS(server(t, ours, &x509.Certificate{DNSNames: []string{"broker.example"}})))
+	expired := broker(t, kfake.TLS(server(t, ours, &x509.Certificate{IPAddresses: local().IPAddresses, NotAfter: time.Now().Add(-time.Minute)})))
+	mutualTLS := server(t, ours, local())
 	mutualTLS.ClientAuth = tls.RequireAndVerifyClientCert
 	mutual := broker(t, kfake.TLS(mutualTLS))
 	plain := broker(t)
-	cert, key := ours.issue(t, &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	cert, key := ours.Issue(t, &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 
 	for name, c := range map[string]struct {
 		broker string
 		tls    kafkaconn.TLSConfig
 		want   string // after the broker's name
 	}{
-		"trusted":               {good, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, ""},
-		"by its other name":     {named, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file, ServerName: "broker.example"}, ""},
-		"mutual":                {mutual, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file, CertFile: cert, KeyFile: key}, ""},
-		"unknown authority":     {good, kafkaconn.TLSConfig{Enabled: true, CAFile: other.file}, "its certificate is signed by an authority that is not trusted here: check kafka.tls.ca_file: "},
-		"another name":          {named, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, "its certificate is for another name than 127.0.0.1: use one of its names as the address, or set kafka.tls.server_name: "},
-		"another configured":    {good, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file, ServerName: "other.example"}, "its certificate is for another name than other.example: use one of its names"},
-		"expired":               {expired, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, "its certificate has expired or is not valid: renew it on the broker, and check the clock here: "},
-		"no client certificate": {mutual, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, "it refused the TLS handshake: check kafka.tls.cert_file, which it may require: "},
-		"no TLS there":          {plain, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.file}, "it did not answer in time: check the port, firewalls, and kafka.tls.enabled: "},
+		"trusted":               {good, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, ""},
+		"by its other name":     {named, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File, ServerName: "broker.example"}, ""},
+		"mutual":                {mutual, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File, CertFile: cert, KeyFile: key}, ""},
+		"unknown authority":     {good, kafkaconn.TLSConfig{Enabled: true, CAFile: other.File}, "its certificate is signed by an authority that is not trusted here: check kafka.tls.ca_file: "},
+		"another name":          {named, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "its certificate is for another name than 127.0.0.1: use one of its names as the address, or set kafka.tls.server_name: "},
+		"another configured":    {good, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File, ServerName: "other.example"}, "its certificate is for another name than other.example: use one of its names"},
+		"expired":               {expired, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "its certificate has expired or is not valid: renew it on the broker, and check the clock here: "},
+		"no client certificate": {mutual, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "it refused the TLS handshake: check kafka.tls.cert_file, which it may require: "},
+		"no TLS there":          {plain, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "it did not answer in time: check the port, firewalls, and kafka.tls.enabled: "},
 		"no TLS here":           {good, kafkaconn.TLSConfig{}, "it closed the connection: it may expect kafka.tls or kafka.sasl: "},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -222,7 +159,7 @@ func TestSASL(t *testing.T) {
 func TestCheckNamesTopicsAndBrokers(t *testing.T) {
 	address := broker(t)
 	err := check(t, kafkaconn.Config{Brokers: []string{address}}, "scores", "dead")
-	wantError(t, err, "kafka topic scores does not exist: create it, or correct the configuration (broker "+address+" does not list it for this user): ")
+	wantError(t, err, "kafka topic scores does not exist: create it, or correct the configuration, or grant the user Describe (broker "+address+" does not list it): ")
 	if !errors.Is(err, kafka.UnknownTopicOrPartition) || !strings.Contains(err.Error(), "\nkafka topic dead does not exist: ") {
 		t.Errorf("error %v, want the second topic too", err)
 	}

@@ -51,10 +51,10 @@ func Start(t testing.TB, options ...kfake.Opt) *Broker {
 	t.Helper()
 	b := &Broker{t: t}
 	if Real() && len(options) == 0 {
-		return StartReal(t, 1, freePorts(t))
+		return StartReal(t, 1, FreePorts(t, 2))
 	} else {
 		b.fake = append([]kfake.Opt{
-			kfake.NumBrokers(1), kfake.Ports(freePorts(t)), kfake.DataDir(filepath.Join(t.TempDir(), "kfake")), kfake.SyncWrites(),
+			kfake.NumBrokers(1), kfake.Ports(FreePorts(t, 2)), kfake.DataDir(filepath.Join(t.TempDir(), "kfake")), kfake.SyncWrites(),
 			kfake.GroupMinSessionTimeout(time.Second),
 		}, options...)
 		b.startFake()
@@ -179,23 +179,27 @@ func (b *Broker) startFake() {
 // Client returns the client that the other methods use.
 func (b *Broker) Client() *kgo.Client { return b.client }
 
-// freePorts returns the first of two free neighbouring ports.
-func freePorts(t testing.TB) int {
+// FreePorts returns the first of n free neighbouring ports.
+func FreePorts(t testing.TB, n int) int {
 	t.Helper()
 	for range 100 {
 		first, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		port := first.Addr().(*net.TCPAddr).Port
-		second, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port+1))
+		port, free := first.Addr().(*net.TCPAddr).Port, true
+		for next := port + 1; free && next < port+n; next++ {
+			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(next))
+			if free = err == nil; free {
+				_ = l.Close()
+			}
+		}
 		_ = first.Close()
-		if err == nil {
-			_ = second.Close()
+		if free {
 			return port
 		}
 	}
-	t.Fatal("no two neighbouring ports are free")
+	t.Fatalf("no %d neighbouring ports are free", n)
 	return 0
 }
 
