@@ -27,7 +27,8 @@ func TestFetchSize(t *testing.T) {
 	}
 }
 
-// What is asked for ahead begins after the last batch that came whole.
+// What is asked for ahead begins after the last batch that came whole; the size of
+// the one that did not is known from its header.
 func TestNextOffset(t *testing.T) {
 	first, second, old := emptyBatch(2, 100, 9, 80), emptyBatch(2, 110, 0, 70), emptyBatch(1, 7, 0, 34)
 	join := func(all ...[]byte) (out []byte) {
@@ -39,17 +40,34 @@ func TestNextOffset(t *testing.T) {
 	for name, test := range map[string]struct {
 		response fetchResponse
 		want     int64
+		size     int64
 	}{
-		"nothing":       {fetchResponse{}, 0},
-		"two":           {fetchResponse{records: join(first, second)}, 111},
-		"one cut off":   {fetchResponse{records: join(first, second[:69])}, 110},
-		"first cut off": {fetchResponse{records: first[:79]}, 0},
-		"old format":    {fetchResponse{records: old}, 8},
-		"bad length":    {fetchResponse{records: join(first, make([]byte, 40))}, 110},
-		"too large":     {fetchResponse{records: first[:batchHeader], tooLarge: 1 << 30}, 0},
+		"nothing":       {fetchResponse{}, 0, 0},
+		"two":           {fetchResponse{records: join(first, second)}, 111, 70},
+		"one cut off":   {fetchResponse{records: join(first, second[:69])}, 110, 70},
+		"first cut off": {fetchResponse{records: first[:79]}, 0, 80},
+		"old format":    {fetchResponse{records: old}, 8, 34},
+		"bad length":    {fetchResponse{records: join(first, make([]byte, 40))}, 110, 80},
+		"too large":     {fetchResponse{records: first[:batchHeader], tooLarge: 1 << 30}, 0, 0},
 	} {
-		if got := test.response.next(); got != test.want {
-			t.Errorf("%s: %d, want %d", name, got, test.want)
+		if got, size := test.response.next(); got != test.want || size != test.size {
+			t.Errorf("%s: %d after %d bytes, want %d after %d", name, got, size, test.want, test.size)
+		}
+	}
+}
+
+// So much is asked for that whole batches come, and never more than is allowed.
+func TestPortion(t *testing.T) {
+	for _, test := range []struct {
+		maxBytes   int
+		size, want int64
+	}{
+		{1000, 0, 1000},    // not known
+		{1000, 2000, 1000}, // the broker sends one all the same
+		{1000, 1000, 1000}, {1000, 640, 660}, {1000, 320, 970}, {1000, 1, 1000},
+	} {
+		if got := portion(test.maxBytes, test.size); int64(got) != test.want {
+			t.Errorf("batches of %d bytes, at most %d: %d, want %d", test.size, test.maxBytes, got, test.want)
 		}
 	}
 }

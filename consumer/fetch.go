@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -31,6 +32,7 @@ type reader struct {
 	decoder decoder
 	batch   Batch
 	size    int // bytes in batch
+	portion int // bytes to ask for; 0: maxBytes
 
 	// With readAhead, what follows a response is asked for while that is
 	// handled: one response, no more.
@@ -60,7 +62,9 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 	}
 	defer r.giveBack(buf)
 	r.end = response.lastStableOffset
-	if next := response.next(); r.readAhead && next > r.position {
+	next, size := response.next()
+	r.portion = portion(r.maxBytes, size)
+	if r.readAhead && next > r.position {
 		r.ask(ctx, next)
 	}
 	r.begin()
@@ -123,7 +127,7 @@ func (r *reader) response(ctx context.Context) (*fetchResponse, []byte, error) {
 		r.drop()
 	}
 	if r.ahead == nil {
-		return r.request(ctx, r.position, r.take())
+		return r.request(ctx, r.position, cmp.Or(r.portion, r.maxBytes), r.take())
 	}
 	p := r.ahead
 	select {
@@ -142,10 +146,10 @@ func (r *reader) ask(ctx context.Context, offset int64) {
 	ctx, cancel := context.WithCancel(ctx)
 	p := &pending{offset: offset, cancel: cancel, done: make(chan struct{})}
 	r.ahead = p
-	buf := r.take()
+	size, buf := r.portion, r.take()
 	go func() {
 		defer close(p.done)
-		p.answer, p.buf, p.err = r.request(ctx, offset, buf)
+		p.answer, p.buf, p.err = r.request(ctx, offset, size, buf)
 	}()
 }
 
@@ -172,14 +176,14 @@ func (r *reader) giveBack(buf []byte) {
 	}
 }
 
-// request asks the leader for what follows offset. The records of the response
-// lie in buf, or in what took its place, which is returned.
-func (r *reader) request(ctx context.Context, offset int64, buf []byte) (*fetchResponse, []byte, error) {
+// request asks the leader for so many bytes of what follows offset. The records of
+// the response lie in buf, or in what took its place, which is returned.
+func (r *reader) request(ctx context.Context, offset int64, size int, buf []byte) (*fetchResponse, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.maxWait+answerTime)
 	defer cancel()
 	request := &fetchRequest{
 		topic: r.topic, partition: int32(r.partition), offset: offset, clientID: r.conn.Dialer.ClientID,
-		maxBytes: int32(min(r.maxBytes, batchLimit)), maxWait: int32(r.maxWait.Milliseconds()),
+		maxBytes: int32(min(size, batchLimit)), maxWait: int32(r.maxWait.Milliseconds()),
 		limit: max(batchLimit, r.maxMessage), buf: buf,
 	}
 	answer, err := r.conn.Transport.RoundTrip(ctx, r.conn.Kafka.Addr, request)

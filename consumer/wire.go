@@ -48,12 +48,17 @@ type fetchResponse struct {
 }
 
 // next returns the offset that follows the last whole batch of the response, or
-// 0 where there is none.
-func (r *fetchResponse) next() (offset int64) {
+// 0 where there is none, and how large the batch is that was cut off at its end,
+// or else the last.
+func (r *fetchResponse) next() (offset, size int64) {
 	be := binary.BigEndian
 	for data := r.records; r.tooLarge == 0 && len(data) >= messageHeader; {
 		length := 12 + int64(int32(be.Uint32(data[8:])))
-		if length < messageHeader || length > int64(len(data)) {
+		if length < messageHeader {
+			break
+		}
+		size = length
+		if length > int64(len(data)) {
 			break
 		}
 		offset = int64(be.Uint64(data)) + 1
@@ -62,7 +67,18 @@ func (r *fetchResponse) next() (offset int64) {
 		}
 		data = data[length:]
 	}
-	return offset
+	return offset, size
+}
+
+// portion returns how many bytes to ask for where the batches are of about the
+// given size: whole ones. A broker fills its response to the last byte, and what
+// it cuts off is sent again: half of all bytes where two batches just don't fit.
+func portion(maxBytes int, size int64) int {
+	if size <= 0 || size > int64(maxBytes) {
+		return maxBytes
+	}
+	n := int64(maxBytes) / size
+	return int(min(int64(maxBytes), n*size+size/32)) // they may differ a little
 }
 
 // An abortedTransaction drops what a producer wrote from an offset on, up to

@@ -75,8 +75,9 @@ type writer struct {
 	next  map[target]int32 // sequence numbers
 	tx    transaction
 
-	buf      []byte   // keys and values
-	ends     [][2]int // of each message, where its key and its value end in buf
+	stream   bytes.Buffer // with the format arrow
+	buf      []byte       // keys and values
+	ends     [][2]int     // of each message, where its key and its value end in buf
 	messages []message
 	request  []byte
 }
@@ -155,13 +156,13 @@ var (
 // writeArrow publishes the rows as one IPC stream, or as several where it would
 // be too large.
 func (w *writer) writeArrow(ctx context.Context, rec arrow.Record) error {
-	var buf bytes.Buffer
-	out := ipc.NewWriter(&buf, ipc.WithSchema(rec.Schema()))
+	w.stream.Reset()
+	out := ipc.NewWriter(&w.stream, ipc.WithSchema(rec.Schema()))
 	if err := errors.Join(out.Write(rec), out.Close()); err != nil {
 		return fmt.Errorf("encode scores as Arrow: %w", err)
 	}
 	rows := rec.NumRows()
-	one := []message{{value: buf.Bytes(), headers: arrowHeaders}}
+	one := []message{{value: w.stream.Bytes(), headers: arrowHeaders}}
 	if rows == 1 || one[0].size() <= w.limit(w.cfg.Topic) {
 		err := w.publish(ctx, kindScores, w.cfg.Topic, one)
 		if rows == 1 || !errors.Is(err, kafka.MessageSizeTooLarge) {
@@ -228,8 +229,12 @@ func (w *writer) publish(ctx context.Context, kind, topic string, messages []mes
 	for len(messages) > 0 {
 		limit := w.limit(topic)
 		n, size := 1, messages[0].size()
-		for n < len(messages) && size+messages[n].size() <= limit {
-			size += messages[n].size()
+		for n < len(messages) {
+			more := messages[n].size()
+			if size+more > limit {
+				break
+			}
+			size += more
 			n++
 		}
 		err := w.send(ctx, kind, topic, messages[:n])
