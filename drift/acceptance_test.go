@@ -204,3 +204,56 @@ func TestAcceptanceVaryingRate(t *testing.T) {
 		})
 	}
 }
+
+// A change of the mix that is spread over all classes: half of 150 get 90 % of the
+// records. With the default tolerance it is not drift; with a small one it is.
+func TestAcceptanceSpreadClassMix(t *testing.T) {
+	const classes, a, n, before, longest, runs = 150, 1e5, 10000, 5000, 20000, 60
+	for _, test := range []struct {
+		tolerance float64
+		most      int // of the median delay; 0: it is not found
+	}{{defaultTolerance.Class, 0}, {.005, 8000}, {0, 5000}} {
+		t.Run(fmt.Sprint(test.tolerance), func(t *testing.T) {
+			t.Parallel()
+			r := rand.New(rand.NewPCG(12, 12))
+			s := setting{Shift, a, defaultTolerance, DefaultBlock}
+			s.tolerance.Class = test.tolerance
+			var delays []int
+			early := 0
+			for len(delays) < runs {
+				class := make([]int64, classes)
+				for range n {
+					class[r.IntN(classes)]++
+				}
+				sim := simulateClasses(normal(r, n), class, s, r.Uint64())
+				alarm := false
+				for range before {
+					alarm = sim.observeClass(r, r.NormFloat64(), int32(r.IntN(classes)), 1) || alarm
+				}
+				if alarm {
+					early++
+					continue
+				}
+				order := r.Perm(classes)
+				after := func() int32 {
+					k := r.IntN(classes / 2)
+					if r.Float64() > .9 {
+						k += classes / 2
+					}
+					return int32(order[k])
+				}
+				d := 1
+				for d < longest && !sim.observeClass(r, r.NormFloat64(), after(), 1) {
+					d++
+				}
+				delays = append(delays, d)
+			}
+			slices.Sort(delays)
+			median := delays[runs/2]
+			t.Logf("half of %d classes get 90 %% of the records, tolerance %g: median delay %d records, 90 %% within %d; %d means not found; %d false alarms before", classes, test.tolerance, median, delays[runs*9/10], longest, early)
+			if test.most > 0 && median > test.most {
+				t.Errorf("median delay %d, at most %d", median, test.most)
+			}
+		})
+	}
+}

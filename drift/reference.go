@@ -126,10 +126,23 @@ func (x *index) below(values []float32, v float32) int {
 			hi = half
 		}
 	}
-	for lo < hi && values[lo] < v {
-		lo++
+	if lo+8 > len(values) {
+		for lo < hi && values[lo] < v {
+			lo++
+		}
+		return lo
 	}
-	return lo
+	// How many of eight are smaller is counted without a branch, which could not
+	// be predicted. Those beyond the cell are not smaller.
+	w := values[lo : lo+8 : lo+8]
+	return lo + one(w[0] < v) + one(w[1] < v) + one(w[2] < v) + one(w[3] < v) + one(w[4] < v) + one(w[5] < v) + one(w[6] < v) + one(w[7] < v)
+}
+
+func one(yes bool) (n int) {
+	if yes {
+		n = 1
+	}
+	return n
 }
 
 // betaInv returns x with BetaCDF(x; a, b) = p. mathext.InvRegIncBeta loses
