@@ -13,6 +13,7 @@ Kafka (scripts/kafka starts one):
 import argparse
 import json
 import pathlib
+import shlex
 import statistics
 import subprocess
 import sys
@@ -64,9 +65,11 @@ def main():
     parser.add_argument("--brokers", default="127.0.0.1:9092")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--records", type=int, default=500_000)
+    parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--prefix", default="", help="a command to run each measured program with, such as taskset")
     options = parser.parse_args()
+    prefix = shlex.split(options.prefix)
 
     broker, dim, classes, records = options.brokers, options.dim, options.classes, options.records
     admin = AdminClient({"bootstrap.servers": broker})
@@ -80,7 +83,7 @@ def main():
         def python(mode):
             def run(i):
                 return output(
-                    [sys.executable, HERE / "python_line.py", broker, topics[0], topics[1 + i]]
+                    [*prefix, sys.executable, HERE / "python_line.py", broker, topics[0], topics[1 + i]]
                     + [str(records), str(dim), str(classes), mode]
                 )
 
@@ -89,7 +92,7 @@ def main():
         def oodmon(*more):
             def run(_):
                 got = output(
-                    [options.oodmon, "bench", "line", "--json", "--runs", "1", "--brokers", broker]
+                    [*prefix, options.oodmon, "bench", "line", "--json", "--runs", "1", "--brokers", broker]
                     + ["--topic", topics[0], "--records", str(records), "--dim", str(dim)]
                     + ["--classes", str(classes), "--partitions", str(PARTITIONS), *more]
                 )

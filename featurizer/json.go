@@ -239,6 +239,9 @@ func (b *Builder) decodeRow(m *Message, text []byte, row int32) error {
 	if err := r.decode(text); err != nil {
 		return err
 	}
+	if len(r.Embedding) == 0 {
+		return reject(WrongDimension, "the field embedding is missing, null or empty, expected an array of numbers")
+	}
 	if !b.fits(len(r.Embedding)) {
 		return reject(WrongDimension, "embedding has %d values, expected %d", len(r.Embedding), b.cfg.Dim)
 	}

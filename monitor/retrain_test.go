@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,8 +69,18 @@ func TestRetrainFromTopicWhileRunning(t *testing.T) {
 
 	// A window that begins after the last record holds nothing.
 	f.cfg.Retrain.Data.Window = time.Nanosecond
-	const want = "read training data: topic labelled holds no embedding in the range of retrain.data.window"
+	const want = "read training data: topic labelled holds no message in the range of retrain.data.window"
 	if _, err := trainer.Retrain(t.Context(), f.cfg.Retrain, broker, f.dir, nil); err == nil || err.Error() != want {
 		t.Errorf("an empty window: %v, want %s", err, want)
+	}
+
+	// A topic with much that is no embedding is refused, whatever the rest of it is.
+	f.cfg.Retrain.Data.Window = 0
+	for range 400 {
+		f.Produce(&kgo.Record{Topic: "labelled", Value: []byte("no embedding")})
+	}
+	const refused = "read training data: topic labelled: 401 of 4401 records are no embedding, a share of 0.091; at most 0.05 is accepted; the last is at offset "
+	if _, err := trainer.Retrain(t.Context(), f.cfg.Retrain, broker, f.dir, nil); err == nil || !strings.HasPrefix(err.Error(), refused) {
+		t.Errorf("a topic with many broken messages: %v, want %s", err, refused)
 	}
 }

@@ -90,6 +90,26 @@ func TestAppendJSONLines(t *testing.T) {
 	}
 }
 
+// Columns of one value are written as any other.
+func TestAppendJSONLinesOfOneValue(t *testing.T) {
+	row := testRow{id: "a\n", score: 0.5, micros: 1, offset: 7, vector: [2]float32{1, 2}}
+	other := row
+	other.score = 0.25
+	for want, rows := range map[string][]testRow{
+		"": nil,
+		`{"id":"a\n","score":0.5,"ood":false,"segment":null,"timestamp":"1970-01-01T00:00:00.000001Z","offset":7,"row":0,"embedding":[1,2]}
+`: {row},
+		`{"id":"a\n","score":0.5,"ood":false,"segment":null,"timestamp":"1970-01-01T00:00:00.000001Z","offset":7,"row":0,"embedding":[1,2]}
+{"id":"a\n","score":0.25,"ood":true,"segment":null,"timestamp":"1970-01-01T00:00:00.000001Z","offset":7,"row":1,"embedding":[1,2]}
+`: {row, other},
+	} {
+		got, err := AppendJSONLines(nil, record(t, rows...))
+		if err != nil || string(got) != want {
+			t.Errorf("%d rows: %v\n%swant\n%s", len(rows), err, got, want)
+		}
+	}
+}
+
 func TestWriters(t *testing.T) {
 	rec := record(t, examples[0], examples[2])
 	for format, want := range map[string]string{

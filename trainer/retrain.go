@@ -322,12 +322,17 @@ func (c *RetrainConfig) source(broker Broker, dim int, report *RetrainReport) (S
 			accepted += rec.NumRows()
 			return fn(fmt.Sprintf("%s[%d]", b.Topic, b.Partition), rec)
 		})
-		if err == nil && accepted == 0 {
-			err = fmt.Errorf("topic %s holds no embedding in the range of retrain.data.window", c.Data.Topic)
-			if report.Rejected > 0 {
-				err = fmt.Errorf("%w: %d messages were rejected, the last at offset %d: %w", err, report.Rejected, last.Offset, last.Err)
-			}
+		if err != nil {
+			return err
 		}
-		return err
+		all := accepted + int64(report.Rejected)
+		switch share := float64(report.Rejected) / float64(max(1, all)); {
+		case all == 0:
+			return fmt.Errorf("topic %s holds no message in the range of retrain.data.window", c.Data.Topic)
+		case share > maxSkipped:
+			return fmt.Errorf("topic %s: %d of %d records are no embedding, a share of %.3f; at most %g is accepted; the last is at offset %d: %w",
+				c.Data.Topic, report.Rejected, all, share, maxSkipped, last.Offset, last.Err)
+		}
+		return nil
 	}, nil
 }

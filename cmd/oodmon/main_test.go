@@ -107,7 +107,7 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"train"}, 2, `required flag(s) "data", "output" not set`},
 		{[]string{"train", "--data", "x", "--output", "y", "--detector", "hinge"}, 2, `detector: "hinge" is not one of ["isomax+" "isomax" "dismax" "softmax" "class-means" "knn" "mahalanobis" "relative-mahalanobis" "fdbd"]`},
 		{[]string{"score", "--model", "x"}, 2, "requires at least 1 arg(s), only received 0"},
-		{[]string{"eval", "--model", "/nowhere", "--id", "a", "--ood", "b"}, 1, "read model: stat /nowhere: no such file or directory"},
+		{[]string{"eval", "--model", "/nowhere", "--id", "a", "--ood", "b"}, 1, "--model: stat /nowhere: no such file or directory"},
 		{[]string{"model", "list"}, 2, "--registry is required"},
 		{[]string{"run", "--config", "/nowhere.yml"}, 2, "read configuration: open /nowhere.yml"},
 		{[]string{"demo", "--for", "-1s"}, 2, "--for must not be negative"},
