@@ -77,7 +77,8 @@ func TestStableOffsetResponse(t *testing.T) {
 func TestNothingIsCommittedAfterAFailedTransaction(t *testing.T) {
 	c, err := New(Config{
 		Topic: "t", Group: "g", Start: "earliest", OutOfRange: "fail", MaxRecords: 1, MaxBytes: 1, MaxWait: 1, MaxMessageBytes: 1,
-		Fence: func(context.Context, int) error { return nil },
+		Fence:   func(context.Context, int) error { return nil },
+		Release: func(context.Context, int, string) error { return nil },
 	}, nil, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
