@@ -9,6 +9,7 @@ logarithmic, CPU-seconds per million records. Only Python's standard library.
 import argparse
 import json
 import math
+import shlex
 import subprocess
 
 # The points of each axis; the others stay at BASE.
@@ -26,7 +27,7 @@ def measure(options, point):
     # As many records as make a run of some seconds.
     work = point["dim"] * (point["classes"] / 100 + 1)
     records = int(min(options.records, max(20_000, options.records * 128 / work)))
-    command = [options.oodmon, "bench", "line", "--json", "--runs", str(options.runs), "--records", str(records)]
+    command = [*shlex.split(options.prefix), options.oodmon, "bench", "line", "--json", "--runs", str(options.runs), "--records", str(records)]
     if options.brokers:
         command += ["--brokers", options.brokers]
     for flag, value in point.items():
@@ -83,6 +84,7 @@ def main():
     parser.add_argument("--brokers", default="", help="a Kafka (default: an embedded broker)")
     parser.add_argument("--records", type=int, default=400_000, help="records of a run, at most")
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--prefix", default="", help="a command to run each with, such as taskset")
     parser.add_argument("--only", choices=SWEEPS, help="one axis")
     parser.add_argument("--svg", help="where to draw")
     options = parser.parse_args()
