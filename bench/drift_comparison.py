@@ -277,7 +277,7 @@ def alibi(args):
             name = f"Alibi Detect {short} online"
             if args.only and args.only not in name:
                 continue
-            chosen = {}
+            chosen = results["sets"][set_name][name] = {}
             # Expected run time has no default; 150 is that of its documentation's examples.
             for label, ert, boot in (("default", 150, {}), ("matched", COARSE, {"n_bootstraps": 20 * COARSE})):
                 start = time.monotonic()
@@ -297,8 +297,7 @@ def alibi(args):
 
                 chosen[label] = evaluate(places, data, args.alibi_records, 5) | {"setting": {"ert": ert}}
                 print(set_name, name, label, chosen[label]["false_alarms"], {k: median(d) for k, d in chosen[label]["delays"].items()}, round(time.monotonic() - start), "s", file=sys.stderr)
-            results["sets"][set_name][name] = chosen
-            write(args.dir, "alibi", results)
+                write(args.dir, "alibi", results)
 
 
 def oodmon(args):
