@@ -31,6 +31,9 @@ func write(t testing.TB, name string, content []byte) string {
 	return path
 }
 
+// halfBits are some float16 values.
+var halfBits = map[float32]uint16{1: 0x3c00, 2: 0x4000, 3: 0x4200, -.5: 0xb800, 0: 0, 6e-8: 1}
+
 // npy writes a matrix as NumPy 1.26 does.
 func npy(descr string, x [][]float32) []byte {
 	header := fmt.Sprintf("{'descr': '%s', 'fortran_order': False, 'shape': (%d, %d), }", descr, len(x), len(x[0]))
@@ -43,7 +46,7 @@ func npy(descr string, x [][]float32) []byte {
 			case "<f8":
 				b = binary.LittleEndian.AppendUint64(b, math.Float64bits(float64(v)))
 			case "<f2":
-				b = binary.LittleEndian.AppendUint16(b, map[float32]uint16{1: 0x3c00, 2: 0x4000, 3: 0x4200, -.5: 0xb800, 0: 0, 6e-8: 1}[v])
+				b = binary.LittleEndian.AppendUint16(b, halfBits[v])
 			default:
 				b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
 			}
@@ -83,9 +86,10 @@ func arrowFile(t testing.TB, x [][]float32) []byte {
 	return content
 }
 
-// parquetFile writes a list column as Arrow and pandas do, with nulls in the
-// labels, one row group for each of groups.
-func parquetFile(t testing.TB, double bool, codec compress.Compression, groups ...[][]float32) []byte {
+// parquetFile writes a list column as Arrow and pandas do, of float, double or,
+// as FixedLenByteArray, float16, with nulls in the labels, one row group for each
+// of groups.
+func parquetFile(t testing.TB, kind parquet.Type, codec compress.Compression, groups ...[][]float32) []byte {
 	t.Helper()
 	must := func(err error) {
 		if err != nil {
@@ -93,11 +97,10 @@ func parquetFile(t testing.TB, double bool, codec compress.Compression, groups .
 			t.Fatal(err)
 		}
 	}
-	kind := parquet.Types.Float
-	if double {
-		kind = parquet.Types.Double
-	}
 	element, err := schema.NewPrimitiveNode("element", parquet.Repetitions.Optional, kind, -1, -1)
+	if kind == parquet.Types.FixedLenByteArray {
+		element, err = schema.NewPrimitiveNodeLogical("element", parquet.Repetitions.Optional, schema.Float16LogicalType{}, kind, 2, -1)
+	}
 	must(err)
 	list, err := schema.NewGroupNode("list", parquet.Repetitions.Repeated, schema.FieldList{element}, -1)
 	must(err)
@@ -128,16 +131,22 @@ func parquetFile(t testing.TB, double bool, codec compress.Compression, groups .
 		var def, rep []int16
 		var floats []float32
 		var doubles []float64
+		var halves []parquet.FixedLenByteArray
 		for _, v := range x {
 			for j, f := range v {
-				def, floats, doubles = append(def, 3), append(floats, f), append(doubles, float64(f))
+				def, floats, doubles, halves = append(def, 3), append(floats, f), append(doubles, float64(f)), append(halves, binary.LittleEndian.AppendUint16(nil, halfBits[f]))
 				rep = append(rep, int16(min(j, 1)))
 			}
 		}
-		if double {
-			_, err = column.(*file.Float64ColumnChunkWriter).WriteBatch(doubles, def, rep)
-		} else {
-			_, err = column.(*file.Float32ColumnChunkWriter).WriteBatch(floats, def, rep)
+		switch column := column.(type) {
+		case *file.Float64ColumnChunkWriter:
+			_, err = column.WriteBatch(doubles, def, rep)
+		case *file.Float32ColumnChunkWriter:
+			_, err = column.WriteBatch(floats, def, rep)
+		case *file.Int32ColumnChunkWriter:
+			_, err = column.WriteBatch(make([]int32, len(floats)), def, rep)
+		case *file.FixedLenByteArrayColumnChunkWriter:
+			_, err = column.WriteBatch(halves, def, rep)
 		}
 		must(err)
 		must(column.Close())
@@ -162,7 +171,7 @@ func parquetFile(t testing.TB, double bool, codec compress.Compression, groups .
 }
 
 func TestFiles(t *testing.T) {
-	half := [][]float32{{1, 2, 3}, {-.5, 0, 6e-8}, {1, 1, 1}}
+	halves := [][]float32{{1, 2, 3}, {-.5, 0, 6e-8}, {1, 1, 1}}
 	lines := "{\"embedding\":[1,2,3],\"label\":\"even\"}\n\n {\"embedding\":[-0.5,0,1e-30]}\r\n{\"embedding\":[4,5,6],\"label\":\"even\"}"
 	for name, test := range map[string]struct {
 		content []byte
@@ -174,11 +183,12 @@ func TestFiles(t *testing.T) {
 		"x.jsonl":        {content: []byte(lines)},
 		"x.npy":          {content: npy("<f4", vectors), labels: "even\n\neven\n"},
 		"double.npy":     {content: npy("<f8", vectors), labels: "even\n\neven"},
-		"half.npy":       {content: npy("<f2", half), labels: "even\n\neven", want: half},
-		"x.parquet":      {content: parquetFile(t, false, compress.Codecs.Uncompressed, vectors)},
-		"double.parquet": {content: parquetFile(t, true, compress.Codecs.Snappy, vectors)},
-		"groups.parquet": {content: parquetFile(t, false, compress.Codecs.Zstd, vectors[:1], vectors[1:])},
-		"gzip.parquet":   {content: parquetFile(t, false, compress.Codecs.Gzip, vectors)},
+		"half.npy":       {content: npy("<f2", halves), labels: "even\n\neven", want: halves},
+		"x.parquet":      {content: parquetFile(t, parquet.Types.Float, compress.Codecs.Uncompressed, vectors)},
+		"double.parquet": {content: parquetFile(t, parquet.Types.Double, compress.Codecs.Snappy, vectors)},
+		"groups.parquet": {content: parquetFile(t, parquet.Types.Float, compress.Codecs.Zstd, vectors[:1], vectors[1:])},
+		"half.parquet":   {content: parquetFile(t, parquet.Types.FixedLenByteArray, compress.Codecs.Snappy, halves), want: halves},
+		"gzip.parquet":   {content: parquetFile(t, parquet.Types.Float, compress.Codecs.Gzip, vectors)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := write(t, name, test.content)
@@ -286,7 +296,7 @@ func TestFilesRefuse(t *testing.T) {
 	mixed := [][]float32{{1, 2}, {1, 2, 3}}
 	whole := npy("<f4", vectors)
 	arrow := arrowFile(t, vectors)
-	pq := parquetFile(t, false, compress.Codecs.Uncompressed, vectors)
+	pq := parquetFile(t, parquet.Types.Float, compress.Codecs.Uncompressed, vectors)
 	for name, test := range map[string]struct {
 		content []byte
 		want    string
@@ -310,7 +320,8 @@ func TestFilesRefuse(t *testing.T) {
 		"empty.parquet":    {nil, "not a Parquet file"},
 		"text.parquet":     {[]byte("this is no parquet file"), "not a Parquet file"},
 		"torn.parquet":     {append(bytes.Clone(pq[:40]), pq[60:]...), ""},
-		"mixed.parquet":    {parquetFile(t, false, compress.Codecs.Uncompressed, mixed), "row 1: the embedding has 3 values, the rows before have 2"},
+		"int32.parquet":    {parquetFile(t, parquet.Types.Int32, compress.Codecs.Uncompressed, vectors), "column embedding holds INT32, expected float, double or float16"},
+		"mixed.parquet":    {parquetFile(t, parquet.Types.Float, compress.Codecs.Uncompressed, mixed), "row 1: the embedding has 3 values, the rows before have 2"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := write(t, name, test.content)
@@ -410,7 +421,8 @@ func FuzzArrowFile(f *testing.F) { fuzzFile(f, FormatArrow, arrowFile, arrowFile
 
 func FuzzParquet(f *testing.F) {
 	encode := func(t testing.TB, rows [][]float32) []byte {
-		return parquetFile(t, false, compress.Codecs.Uncompressed, rows)
+		return parquetFile(t, parquet.Types.Float, compress.Codecs.Uncompressed, rows)
 	}
-	fuzzFile(f, FormatParquet, encode, parquetFile(f, false, compress.Codecs.Uncompressed, vectors), parquetFile(f, true, compress.Codecs.Snappy, vectors[:1], vectors[1:]))
+	fuzzFile(f, FormatParquet, encode, parquetFile(f, parquet.Types.Float, compress.Codecs.Uncompressed, vectors), parquetFile(f, parquet.Types.Double, compress.Codecs.Snappy, vectors[:1], vectors[1:]),
+		parquetFile(f, parquet.Types.FixedLenByteArray, compress.Codecs.Uncompressed, vectors))
 }

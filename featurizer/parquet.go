@@ -11,10 +11,12 @@ import (
 
 	"github.com/apache/arrow/go/v15/parquet"
 	"github.com/apache/arrow/go/v15/parquet/file"
+	"github.com/apache/arrow/go/v15/parquet/schema"
+	"github.com/oodmon/oodmon/internal/kernel"
 )
 
 // parquetRows reads a Parquet file by row groups. The embedding is a list of
-// float or double, as Arrow, pandas and Spark write it. A file is the user's
+// float, double or float16, as Arrow, pandas and Spark write it. A file is the user's
 // own: damage is an error, but memory is bounded only by what its pages claim,
 // up to maxFileBody.
 func parquetRows(f *os.File) iter.Seq2[fileRow, error] {
@@ -41,11 +43,11 @@ func readParquet(f parquet.ReaderAtSeeker, fn func(fileRow) bool) (err error) {
 	if err != nil {
 		return fmt.Errorf("not a Parquet file: %w", err)
 	}
-	schema := r.MetaData().Schema
+	columns := r.MetaData().Schema
 	leaf := map[string]int{}
 	var all []string
-	for i := range schema.NumColumns() {
-		path := schema.Column(i).Path()
+	for i := range columns.NumColumns() {
+		path := columns.Column(i).Path()
 		all = append(all, path)
 		top, _, nested := strings.Cut(path, ".")
 		if nested == (top == ColEmbedding) { // a list is nested, a text is not
@@ -53,7 +55,7 @@ func readParquet(f parquet.ReaderAtSeeker, fn func(fileRow) bool) (err error) {
 		}
 	}
 	embedding, ok := leaf[ColEmbedding]
-	if !ok || schema.Column(embedding).MaxRepetitionLevel() != 1 {
+	if !ok || columns.Column(embedding).MaxRepetitionLevel() != 1 {
 		return fmt.Errorf("there is no column %s that is a list of float; the columns are %s", ColEmbedding, all)
 	}
 	read := 0
@@ -133,8 +135,23 @@ func newParquetVectors(group *file.RowGroupReader, at int) (*parquetVectors, err
 			}
 			return levels, got, err
 		}
+	case *file.FixedLenByteArrayColumnChunkReader:
+		logical := column.Descriptor().LogicalType()
+		if _, ok := logical.(schema.Float16LogicalType); !ok {
+			return nil, fmt.Errorf("column %s holds %s (%s), expected float, double or float16", ColEmbedding, column.Type(), logical)
+		}
+		arrays, raw := make([]parquet.FixedLenByteArray, parquetChunk), make([]byte, 0, 2*parquetChunk)
+		v.read = func(values []float32, def, rep []int16) (int64, int, error) {
+			levels, got, err := column.ReadBatch(int64(len(values)), arrays, def, rep)
+			raw = raw[:0]
+			for _, half := range arrays[:got] {
+				raw = append(raw, half...)
+			}
+			kernel.WidenFloat16(values[:got], raw)
+			return levels, got, err
+		}
 	default:
-		return nil, fmt.Errorf("column %s holds %s, expected float or double", ColEmbedding, column.Type())
+		return nil, fmt.Errorf("column %s holds %s, expected float, double or float16", ColEmbedding, column.Type())
 	}
 	return v, nil
 }

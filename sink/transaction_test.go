@@ -366,16 +366,23 @@ func TestReleaseEndsAForgottenTransaction(t *testing.T) {
 	if err := errors.Join(next.Release(f.ctx, 0, "g"), next.Fence(f.ctx, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if at, err := stable(); err != nil || at != -1 {
-		t.Errorf("after Release the group's offset is %d (%v), want none", at, err)
-	}
+	kafkatest.Eventually(t, 20*time.Second, func() error {
+		if at, err := stable(); err != nil || at != -1 {
+			return fmt.Errorf("after Release the group's offset is %d (%v), want none", at, err)
+		}
+		return nil
+	})
 	if err := next.Write(f.ctx, 0, record(t, rows(1, "late")...)); err != nil {
 		t.Fatal(err)
 	}
 	if err := next.Commit(f.ctx, Offset{Topic: "in", Partition: 0, Offset: 9, Group: "g", Generation: -1}); err != nil {
 		t.Fatal(err)
 	}
-	if at, err := stable(); err != nil || at != 9 {
-		t.Errorf("the group's offset is %d (%v), want 9", at, err)
-	}
+	// The markers of a transaction that is committed come a little later.
+	kafkatest.Eventually(t, 20*time.Second, func() error {
+		if at, err := stable(); err != nil || at != 9 {
+			return fmt.Errorf("the group's offset is %d (%v), want 9", at, err)
+		}
+		return nil
+	})
 }

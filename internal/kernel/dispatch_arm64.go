@@ -31,6 +31,7 @@ func neonLoops() *loops {
 		_, _, _ = a[5*rowStride+(k-1)*stepA], b[(k-1)*stepB+panelWidth-1], c[5*strideC+panelWidth-1]
 		tileNEON(k, &a[0], rowStride, stepA, &b[0], stepB, &c[0], strideC, add)
 	}
+	l.float16, l.bfloat16 = widenOf(float16NEON, float16Go), widenOf(bfloat16NEON, bfloat16Go)
 	return &l
 }
 

@@ -213,6 +213,106 @@ func TestLogitStatsInvalidRows(t *testing.T) {
 	}
 }
 
+// What LogitStats promises of its errors, in every implementation, on rows far
+// from all classes and near one; and that all find the same class.
+func TestLogitStatsBound(t *testing.T) {
+	r := rand.New(rand.NewPCG(17, 1))
+	norm := func(x []float32) float64 { return math.Sqrt(sumOfSquares(x)) }
+	worst := map[string]float64{} // shares of the bound
+	for round := range 60 {
+		c, d, n := 1+r.IntN(200), 1+r.IntN(800), 30
+		scale, length := math.Exp(r.NormFloat64()), math.Exp(r.NormFloat64())
+		weights, x, bias := normal(r, c*d, 1), normal(r, n*d, length), normal(r, c, 3)
+		if round%2 == 0 {
+			for i := range x {
+				x[i] = x[i]/2 + weights[i/d%c*d+i%d]
+			}
+		}
+		longest, most := 0., 0.
+		for k := range c {
+			longest, most = max(longest, norm(weights[k*d:(k+1)*d])), max(most, math.Abs(float64(bias[k])))
+		}
+		for _, kind := range logitKinds {
+			bias := bias
+			if kind != InnerProduct {
+				bias = nil
+			}
+			var classes []int32
+			for _, impl := range Available() {
+				l, err := packLogits(impl.loops, kind, weights, bias, c, d, scale)
+				if err != nil {
+					t.Fatal(err)
+				}
+				out := make([]LogitStats, n)
+				l.Stats(new(Workspace), x, out)
+				for i, got := range out {
+					if classes = append(classes, got.Class); classes[i] != got.Class {
+						t.Fatalf("%v, kind %d: class %d, but %d by %v", impl, kind, got.Class, classes[i], Available()[0])
+					}
+					row := x[i*d : (i+1)*d]
+					within, rounding := 1e-6*scale, 8*0x1p-24*math.Sqrt(float64(d))*scale
+					switch kind {
+					case Distance:
+						within = rounding * (norm(row) + longest)
+					case InnerProduct:
+						within = rounding * (norm(row)*longest + most)
+					}
+					want := stats64(logits64(kind, row, weights, bias, c, d, scale))
+					for _, v := range []struct {
+						name              string
+						got, want, within float64
+					}{
+						{"Max", got.Max, want.Max, within}, {"LogSumExp", got.LogSumExp, want.LogSumExp, within}, {"Mean", got.Mean, want.Mean, within},
+						{"Entropy", got.Entropy, want.Entropy, 2 * (1 + math.Log(float64(c))) * within},
+					} {
+						share := math.Abs(v.got-v.want) / (v.within + 1e-6*math.Abs(v.want))
+						if !(share <= 1) {
+							t.Fatalf("%v, kind %d, %d×%d, scale %g: %s is %.9g, want %.9g: %.2f times the bound", impl, kind, c, d, scale, v.name, v.got, v.want, share)
+						}
+						at := fmt.Sprintf("%v, kind %d", impl, kind)
+						worst[at] = max(worst[at], share)
+					}
+				}
+			}
+		}
+	}
+	for at, share := range worst {
+		t.Logf("%s: up to %.2f of the bound", at, share)
+	}
+}
+
+// The sums of given logits are within 1e-6 of float64, relative.
+func TestSumsOfLogits(t *testing.T) {
+	r := rand.New(rand.NewPCG(18, 1))
+	for _, impl := range Available() {
+		worst := 0.
+		for n := 1; n < 300; n += 1 + n/20 {
+			for _, scale := range []float64{.01, 1, 30} {
+				v, out := normal(r, 5*n, scale), make([]sums, 5)
+				impl.loops.sums(v, n, n, out)
+				for i, got := range out {
+					var total, size, exps, moment float64
+					for _, l := range v[i*n : (i+1)*n] {
+						total, size = total+float64(l), size+math.Abs(float64(l))
+						if l < got.max {
+							e := math.Exp(float64(l - got.max))
+							exps, moment = exps+e, moment+float64(l-got.max)*e
+						}
+					}
+					worst = max(worst, math.Abs(float64(got.total)-total)/size)
+					if exps > 1e-30 { // below, exp may be 0
+						worst = max(worst, math.Abs(float64(got.exps)-exps)/exps, math.Abs(float64(got.moment)-moment)/-moment)
+					}
+				}
+			}
+		}
+		if !(worst < 1e-6) {
+			t.Errorf("%v: relative error up to %.2g", impl, worst)
+		}
+		t.Logf("%v: relative error up to %.2g", impl, worst)
+	}
+}
+
 func TestPackLogitsRefuses(t *testing.T) {
 	nan, inf := float32(math.NaN()), float32(math.Inf(1))
 	for _, test := range []struct {

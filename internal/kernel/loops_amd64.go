@@ -50,18 +50,6 @@ func transposeVector(from []float32, stride, k int, to []float32) {
 	}
 }
 
-// widenOf leaves the last values, fewer than a vector, to the function in Go.
-func widenOf(f func(to *float32, from *byte, n int), rest func(to []float32, from []byte)) func([]float32, []byte) {
-	return func(to []float32, from []byte) {
-		n := len(to) &^ 7
-		if n > 0 {
-			_ = from[2*n-1]
-			f(&to[0], &from[0], n)
-		}
-		rest(to[n:], from[2*n:])
-	}
-}
-
 func squaresOf(f func(x *float32, d int, out *float32, rows int)) func([]float32, int, []float32) {
 	return func(x []float32, d int, out []float32) {
 		if len(out) > 0 {

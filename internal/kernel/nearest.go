@@ -138,20 +138,14 @@ func (w *Workspace) grow(n int, p *Prototypes) {
 // nearest works on one block of n > 0 rows; what follows it in x is prefetched.
 func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, class []int32) {
 	k, d := p.kernel, p.d
-	// What comes next in x is fetched in four shares: by norms, by one or two
+	// What comes next in x is fetched in four shares: by norms, two by the first
 	// panels, by finish.
 	share := min(n*d, len(x)-n*d) / 4
+	fetching := min(len(p.panels), 4)
 	next := func(offset int) *float32 { return &x[min(n*d+offset, len(x)-1)] }
 	bad := k.norms(&x[0], n, d, &w.inv[0], &w.state[0], next(0))
 	for i := range p.panels {
 		panel := &p.panels[i]
-		offset, step := share, 0
-		switch {
-		case len(p.panels) == 1:
-			step = 128
-		case i < 2:
-			offset, step = (1+i)*share, 64
-		}
 		for k0 := 0; k0 < d; k0 += partValues {
 			count, part, bias := min(partValues, d-k0), 0, &p.zero[0]
 			if k0 == 0 {
@@ -166,9 +160,11 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 				if tiles == 0 {
 					continue
 				}
-				ahead, step := next(offset+(n*k0+row*count)*step/16), step
-				if step == 0 { // what comes next is a part of a panel
-					ahead, step = p.after(i, k0+count), 16*width/tiles
+				ahead, step := p.after(i, k0+count), 16*width/tiles // a part of a panel
+				if i < fetching {                                   // of rows
+					// A tile moves on by step bytes for four values of its rows.
+					done := (n*k0 + row*count) / (2 * fetching)
+					ahead, step = next(share+2*share*i/fetching+done), 8*tile.rows/fetching
 				}
 				tile.f(&x[row*d+k0], tiles, d, count, bias, &panel.w[(1+k0)*width], &w.partial[row*width], part, &w.state[row*3*k.lanes], panel.first, ahead, step)
 				row += tiles * tile.rows

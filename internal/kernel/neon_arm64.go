@@ -27,3 +27,13 @@ func squaredNEON(x, p *float32, blocks int, inv float32, xtail, ptail *float32) 
 //
 //go:noescape
 func tileNEON(k int, a *float32, rowStride, stepA int, b *float32, stepB int, c *float32, strideC int, add bool)
+
+// float16NEON sets n values of to, a multiple of 8, to IEEE 754 halves of from.
+//
+//go:noescape
+func float16NEON(to *float32, from *byte, n int)
+
+// bfloat16NEON sets n values of to, a multiple of 8, to bfloat16 values of from.
+//
+//go:noescape
+func bfloat16NEON(to *float32, from *byte, n int)

@@ -812,3 +812,41 @@ set5:
 	VST1 [V20.S4, V21.S4, V22.S4, V23.S4], (R5)
 	ADD R6, R5
 	RET
+
+// func float16NEON(to *float32, from *byte, n int)
+TEXT ·float16NEON(SB), NOSPLIT, $0-24
+	MOVD to+0(FP), R0
+	MOVD from+8(FP), R1
+	MOVD n+16(FP), R2
+	VEOR V3.B16, V3.B16, V3.B16
+	CBZ R2, done
+
+eight:
+	VLD1.P 16(R1), [V0.H8]
+	WORD $0x0e217801 // FCVTL V1.4S, V0.4H
+	WORD $0x4e217802 // FCVTL2 V2.4S, V0.8H
+	VST1.P [V1.S4, V2.S4], 32(R0)
+	SUBS $8, R2, R2
+	BNE eight
+
+done:
+	RET
+
+// func bfloat16NEON(to *float32, from *byte, n int)
+TEXT ·bfloat16NEON(SB), NOSPLIT, $0-24
+	MOVD to+0(FP), R0
+	MOVD from+8(FP), R1
+	MOVD n+16(FP), R2
+	VEOR V3.B16, V3.B16, V3.B16
+	CBZ R2, done
+
+eight:
+	VLD1.P 16(R1), [V0.H8]
+	VZIP1 V0.H8, V3.H8, V1.H8
+	VZIP2 V0.H8, V3.H8, V2.H8
+	VST1.P [V1.S4, V2.S4], 32(R0)
+	SUBS $8, R2, R2
+	BNE eight
+
+done:
+	RET

@@ -1,5 +1,5 @@
 // Command neon generates the kernels of arm64: the tiles of Prototypes.Nearest
-// and of matrix products, and the sums over 64 lanes. It writes Go's assembly
+// and of matrix products, the sums over 64 lanes, and what widens 16-bit floats. It writes Go's assembly
 // itself, since avo has no arm64, and the instructions that Go's assembler lacks
 // as words (Arm Architecture Reference Manual, C7.2), each beside its name.
 package main
@@ -310,6 +310,25 @@ func (f *file) tile() {
 	f.line("RET")
 }
 
+// widen generates a function that converts n values of 16 bits, a multiple of 8:
+// convert turns those of V0 into the float32 values of V1 and V2.
+func (f *file) widen(name, doc string, convert func()) {
+	f.text(name, "(to *float32, from *byte, n int)", 24, fmt.Sprintf("%s sets n values of to, a multiple of 8, to %s of from.", name, doc))
+	f.line("MOVD to+0(FP), R0")
+	f.line("MOVD from+8(FP), R1")
+	f.line("MOVD n+16(FP), R2")
+	f.zero(3)
+	f.line("CBZ R2, done")
+	f.label("eight")
+	f.line("VLD1.P 16(R1), [V0.H8]")
+	convert()
+	f.line("VST1.P [V1.S4, V2.S4], 32(R0)")
+	f.line("SUBS $8, R2, R2")
+	f.line("BNE eight")
+	f.label("done")
+	f.line("RET")
+}
+
 func main() {
 	pkg := flag.String("pkg", "kernel", "the package of the declarations")
 	out := flag.String("out", "", "the `file` of the assembly")
@@ -347,6 +366,14 @@ func main() {
 			}
 		})
 	f.tile()
+	f.widen("float16NEON", "IEEE 754 halves", func() {
+		f.line("WORD $0x0e217801 // FCVTL V1.4S, V0.4H")
+		f.line("WORD $0x4e217802 // FCVTL2 V2.4S, V0.8H")
+	})
+	f.widen("bfloat16NEON", "bfloat16 values", func() { // each behind 16 zeros
+		f.line("VZIP1 V0.H8, V3.H8, V1.H8")
+		f.line("VZIP2 V0.H8, V3.H8, V2.H8")
+	})
 	for name, text := range map[string]string{*out: f.asm.String(), *stubs: f.stubs.String()} {
 		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 			log.Fatal(err)
