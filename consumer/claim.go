@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
@@ -19,6 +20,10 @@ type Claim struct {
 	Member     string
 	Offset     int64
 }
+
+// forgottenAfter is how long an offset may be held back by a transaction that has
+// ended.
+const forgottenAfter = time.Minute
 
 // claim makes the partition this member's own, for exactly-once delivery: it
 // ends the transaction that an earlier owner, or an attempt of ours, left open,
@@ -41,9 +46,18 @@ func (w *worker) claim() error {
 		return fmt.Errorf("claim %s[%d]: %w", w.topic, w.partition, err)
 	}
 	offset, err := w.stableOffset(w.running)
+	// Fence has ended all that the transactions' coordinator knows of; the group's
+	// coordinator hears of it a little later.
+	for begun := time.Now(); errors.Is(err, kafka.UnstableOffsetCommit) && time.Since(begun) < forgottenAfter; {
+		select {
+		case <-w.running.Done():
+			return context.Cause(w.running)
+		case <-time.After(100 * time.Millisecond):
+		}
+		offset, err = w.stableOffset(w.running)
+	}
 	if errors.Is(err, kafka.UnstableOffsetCommit) {
-		// Fence has ended all that the transactions' coordinator knows of. This
-		// offset would be held back for ever.
+		// This offset would be held back for ever.
 		w.log.Warn("the group holds an offset of a transaction that its coordinator has forgotten; ending it")
 		if err = w.cfg.Release(w.running, w.partition, w.cfg.Group); err == nil {
 			err = w.cfg.Fence(w.running, w.partition) // waits for it
