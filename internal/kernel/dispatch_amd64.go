@@ -8,8 +8,8 @@ var (
 		nearest: &nearestKernel{
 			lanes: 16,
 			panels: []panelKernel{
-				{32, []tileKernel{{12, panel12x32AVX512}, {4, panel4x32AVX512}, {1, panel1x32AVX512}}},
-				{16, []tileKernel{{12, panel12x16AVX512}, {4, panel4x16AVX512}, {1, panel1x16AVX512}}},
+				{32, 32, 32, 1, []tileKernel{{12, panel12x32AVX512}, {4, panel4x32AVX512}, {1, panel1x32AVX512}}},
+				{16, 16, 16, 1, []tileKernel{{12, panel12x16AVX512}, {4, panel4x16AVX512}, {1, panel1x16AVX512}}},
 			},
 			norms:     normsAVX512,
 			finish:    finishAVX512,
@@ -21,8 +21,11 @@ var (
 	avx2 = Implementation{
 		name: "avx2",
 		nearest: &nearestKernel{
-			lanes:     8,
-			panels:    []panelKernel{{16, []tileKernel{{6, panel6x16AVX2}, {2, panel2x16AVX2}, {1, panel1x16AVX2}}}},
+			lanes: 8,
+			panels: []panelKernel{
+				{16, 16, 16, 1, []tileKernel{{6, panel6x16AVX2}, {2, panel2x16AVX2}, {1, panel1x16AVX2}}},
+				{5, 8, 10, 8, []tileKernel{{2, panel2x5AVX2}, {1, panel1x5AVX2}}},
+			},
 			norms:     normsAVX2,
 			finish:    finishAVX2,
 			distances: distancesAVX2,

@@ -38,9 +38,13 @@ type nearestKernel struct {
 	distances func(x *float32, d int, inv float32, unit *float32, c int, out *float32)
 }
 
-// A panelKernel takes the dot products of rows with a panel of width prototypes.
+// A panelKernel takes the dot products of rows with a panel of width prototypes,
+// which it returns in a line of so many values. It is for the last upTo
+// prototypes; the first one is for any number.
 type panelKernel struct {
-	width int
+	width, line, upTo int
+	// group is how many dimensions of a prototype lie side by side in a panel.
+	group int
 	tiles []tileKernel // the tallest first; the last has one row
 }
 
@@ -130,7 +134,7 @@ func (w *Workspace) grow(n int, p *Prototypes) {
 	}
 	grow(&w.inv, n)
 	grow(&w.state, n*3*p.kernel.lanes)
-	grow(&w.partial, n*p.kernel.panels[0].width)
+	grow(&w.partial, n*p.kernel.panels[0].line)
 	grow(&w.row, p.d)
 	grow(&w.squared, p.c)
 }
@@ -149,12 +153,12 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 		for k0 := 0; k0 < d; k0 += partValues {
 			count, part, bias := min(partValues, d-k0), 0, &p.zero[0]
 			if k0 == 0 {
-				part, bias = partFirst, &panel.w[0]
+				part, bias = partFirst, &panel.bias[0]
 			}
 			if k0+count == d {
 				part |= partLast
 			}
-			row, width := 0, panel.kernel.width
+			row, width, line := 0, panel.kernel.width, panel.kernel.line
 			for _, tile := range panel.kernel.tiles {
 				tiles := (n - row) / tile.rows
 				if tiles == 0 {
@@ -166,7 +170,7 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 					done := (n*k0 + row*count) / (2 * fetching)
 					ahead, step = next(share+2*share*i/fetching+done), 8*tile.rows/fetching
 				}
-				tile.f(&x[row*d+k0], tiles, d, count, bias, &panel.w[(1+k0)*width], &w.partial[row*width], part, &w.state[row*3*k.lanes], panel.first, ahead, step)
+				tile.f(&x[row*d+k0], tiles, d, count, bias, &panel.w[k0*width], &w.partial[row*line], part, &w.state[row*3*k.lanes], panel.first, ahead, step)
 				row += tiles * tile.rows
 			}
 		}
@@ -187,10 +191,10 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 	}
 }
 
-// after returns the address of line k0 of a panel, or of the next panel.
+// after returns the address of dimension k0 of a panel, or of the next panel.
 func (p *Prototypes) after(panel, k0 int) *float32 {
 	if k0 < p.d {
-		return &p.panels[panel].w[(1+k0)*p.panels[panel].kernel.width]
+		return &p.panels[panel].w[k0*p.panels[panel].kernel.width]
 	}
 	return &p.panels[(panel+1)%len(p.panels)].w[0]
 }

@@ -13,7 +13,7 @@ var portable = Implementation{
 	name: "go",
 	nearest: &nearestKernel{
 		lanes:     1,
-		panels:    []panelKernel{{1, []tileKernel{{4, panel4Go}, {1, panel1Go}}}},
+		panels:    []panelKernel{{1, 1, 1, 1, []tileKernel{{4, panel4Go}, {1, panel1Go}}}},
 		norms:     normsGo,
 		finish:    finishGo,
 		distances: rowDistancesGo,
