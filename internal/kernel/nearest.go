@@ -26,6 +26,7 @@ type Workspace struct {
 // and the lanes meet only once, at the end.
 type nearestKernel struct {
 	lanes  int
+	block  int           // the most bytes of a block of rows
 	panels []panelKernel // the widest first
 	// norms sets inv to 1/‖row‖ and empties the states. It returns how many
 	// rows have a sum of squares outside [leastSum, mostSum].
@@ -38,14 +39,27 @@ type nearestKernel struct {
 	distances func(x *float32, d int, inv float32, unit *float32, c int, out *float32)
 }
 
-// A panelKernel takes the dot products of rows with a panel of width prototypes,
-// which it returns in a line of so many values. It is for the last upTo
-// prototypes; the first one is for any number.
+// A panelKernel takes the dot products of rows with a panel of width prototypes.
+// The first of a nearestKernel takes any number of prototypes, another one the
+// last upTo.
 type panelKernel struct {
-	width, line, upTo int
-	// group is how many dimensions of a prototype lie side by side in a panel.
-	group int
-	tiles []tileKernel // the tallest first; the last has one row
+	width, upTo int
+	line        int          // values in a line of biases, or of products of a row
+	group       int          // dimensions of a prototype that lie side by side in a panel
+	part        int          // dimensions of a part: a multiple of group
+	tiles       []tileKernel // the tallest first; the last has one row
+}
+
+// wide is a panelKernel whose lanes are prototypes.
+func wide(width int, tiles ...tileKernel) panelKernel {
+	return panelKernel{width: width, upTo: width, line: width, group: 1, part: partValues, tiles: tiles}
+}
+
+// narrow is one whose lanes are dimensions, so that none is idle where a few
+// prototypes are left. A part of 512 values adds fewer roundings than
+// partValues, since each lane has its own sum.
+func narrow(width, upTo, lanes int, tiles ...tileKernel) panelKernel {
+	return panelKernel{width: width, upTo: upTo, line: lanes, group: lanes, part: 512, tiles: tiles}
 }
 
 // A tileKernel takes the products of tiles times rows rows, by count of their d
@@ -82,11 +96,12 @@ const (
 // tinySquare is the squared distance under which float32 is not exact enough.
 const tinySquare = 0x1p-14
 
-// A block of rows, with the next, stays in a second-level cache of 1 MB; it need
-// not be large where there are few panels to read for it.
+// A block of rows, with the next, stays in the second-level cache. It need not be
+// large where there are few panels to read for it, nor may it have few rows where
+// there are many.
 const (
-	mostBlock     = 768 << 10
 	blockPerPanel = 24 << 10
+	rowsPerPanels = 48
 )
 
 // Nearest finds the nearest prototype of each row of x, n×D row-major, where n
@@ -119,8 +134,9 @@ func (p *Prototypes) Nearest(w *Workspace, x []float32, dist []float32, class []
 
 // blockRows returns the number of rows of a block.
 func (p *Prototypes) blockRows() int {
-	bytes := min(mostBlock, blockPerPanel*len(p.panels))
-	return max(bytes/(4*p.d)/24*24, 24)
+	row := 4 * p.d
+	bytes := min(max(p.kernel.block, rowsPerPanels*row), blockPerPanel*len(p.panels))
+	return max(bytes/row/24*24, 24)
 }
 
 func (w *Workspace) grow(n int, p *Prototypes) {
@@ -150,8 +166,8 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 	bad := k.norms(&x[0], n, d, &w.inv[0], &w.state[0], next(0))
 	for i := range p.panels {
 		panel := &p.panels[i]
-		for k0 := 0; k0 < d; k0 += partValues {
-			count, part, bias := min(partValues, d-k0), 0, &p.zero[0]
+		for k0 := 0; k0 < d; k0 += panel.kernel.part {
+			count, part, bias := min(panel.kernel.part, d-k0), 0, &p.zero[0]
 			if k0 == 0 {
 				part, bias = partFirst, &panel.bias[0]
 			}

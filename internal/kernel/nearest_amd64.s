@@ -2826,8 +2826,9 @@ tile:
 	VXORPS Y8, Y8, Y8
 	VXORPS Y9, Y9, Y9
 	MOVQ   panel+40(FP), R10
-	MOVQ   count+24(FP), R11
-	SUBQ   $0x10, R11
+	LEAQ   (R9)(R8*2), R11
+	MOVQ   count+24(FP), R12
+	SUBQ   $0x10, R12
 	JLT    eight77
 
 sixteen76:
@@ -2866,14 +2867,17 @@ sixteen76:
 	VFMADD231PS Y12, Y10, Y4
 	VFMADD231PS Y12, Y11, Y9
 	PREFETCHT1  (SI)
+	PREFETCHT0  (R11)
+	PREFETCHT0  (R11)(R8*1)
+	ADDQ        $0x40, R11
 	LEAQ        (SI)(DI*4), SI
 	ADDQ        $0x40, R9
 	ADDQ        $0x00000140, R10
-	SUBQ        $0x10, R11
+	SUBQ        $0x10, R12
 	JGE         sixteen76
 
 eight77:
-	ADDQ        $0x08, R11
+	ADDQ        $0x08, R12
 	JLT         rest78
 	VMOVUPS     (R9), Y10
 	VMOVUPS     (R9)(R8*1), Y11
@@ -2894,14 +2898,14 @@ eight77:
 	VFMADD231PS Y12, Y11, Y9
 	ADDQ        $0x20, R9
 	ADDQ        $0x000000a0, R10
-	SUBQ        $0x08, R11
+	SUBQ        $0x08, R12
 
 rest78:
-	ADDQ        $0x08, R11
+	ADDQ        $0x08, R12
 	JZ          end79
-	LEAQ        ones<>+0(SB), R12
-	NEGQ        R11
-	VMOVUPS     256(R12)(R11*4), Y10
+	LEAQ        ones<>+0(SB), R11
+	NEGQ        R12
+	VMOVUPS     256(R11)(R12*4), Y10
 	VMASKMOVPS  (R9), Y10, Y11
 	VMASKMOVPS  (R9)(R8*1), Y10, Y10
 	VMOVUPS     (R10), Y12
@@ -3006,8 +3010,9 @@ tile:
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
 	MOVQ   panel+40(FP), R10
-	MOVQ   count+24(FP), R11
-	SUBQ   $0x10, R11
+	LEAQ   (R9)(R8*1), R11
+	MOVQ   count+24(FP), R12
+	SUBQ   $0x10, R12
 	JLT    eight84
 
 sixteen83:
@@ -3024,14 +3029,16 @@ sixteen83:
 	VFMADD231PS 256(R10), Y5, Y3
 	VFMADD231PS 288(R10), Y5, Y4
 	PREFETCHT1  (SI)
+	PREFETCHT0  (R11)
+	ADDQ        $0x40, R11
 	LEAQ        (SI)(DI*4), SI
 	ADDQ        $0x40, R9
 	ADDQ        $0x00000140, R10
-	SUBQ        $0x10, R11
+	SUBQ        $0x10, R12
 	JGE         sixteen83
 
 eight84:
-	ADDQ        $0x08, R11
+	ADDQ        $0x08, R12
 	JLT         rest85
 	VMOVUPS     (R9), Y5
 	VFMADD231PS (R10), Y5, Y0
@@ -3041,14 +3048,14 @@ eight84:
 	VFMADD231PS 128(R10), Y5, Y4
 	ADDQ        $0x20, R9
 	ADDQ        $0x000000a0, R10
-	SUBQ        $0x08, R11
+	SUBQ        $0x08, R12
 
 rest85:
-	ADDQ        $0x08, R11
+	ADDQ        $0x08, R12
 	JZ          end86
-	LEAQ        ones<>+0(SB), R12
-	NEGQ        R11
-	VMOVUPS     256(R12)(R11*4), Y5
+	LEAQ        ones<>+0(SB), R11
+	NEGQ        R12
+	VMOVUPS     256(R11)(R12*4), Y5
 	VMASKMOVPS  (R9), Y5, Y5
 	VFMADD231PS (R10), Y5, Y0
 	VFMADD231PS 32(R10), Y5, Y1

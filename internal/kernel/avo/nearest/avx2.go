@@ -142,6 +142,10 @@ func narrowProducts(height int, pointers []reg.GPVirtual, stride, next, step reg
 		}
 	}
 	whole := func(m Mem, v reg.VecVirtual) { VMOVUPS(m, v) }
+	// The next rows, into the first-level cache: the CPU foresees no jump of a
+	// long row.
+	ahead := GP64()
+	LEAQ(Mem{Base: x, Index: stride, Scale: uint8(height)}, ahead)
 	sixteen, eight, rest, end := label("sixteen"), label("eight"), label("rest"), label("end")
 	count := param("count")
 	SUBQ(Imm(16), count)
@@ -150,6 +154,10 @@ func narrowProducts(height int, pointers []reg.GPVirtual, stride, next, step reg
 	multiply(0, whole)
 	multiply(1, whole)
 	PREFETCHT1(Mem{Base: next})
+	for r := range height {
+		PREFETCHT0(at([]reg.GPVirtual{ahead}, stride, r, 0))
+	}
+	ADDQ(Imm(64), ahead)
 	LEAQ(Mem{Base: next, Index: step, Scale: 4}, next)
 	ADDQ(Imm(64), x)
 	ADDQ(U32(64*narrow), w)
