@@ -101,7 +101,7 @@ const tinySquare = 0x1p-14
 // there are many.
 const (
 	blockPerPanel = 24 << 10
-	rowsPerPanels = 48
+	fewestRows    = 48
 )
 
 // Nearest finds the nearest prototype of each row of x, n×D row-major, where n
@@ -135,7 +135,7 @@ func (p *Prototypes) Nearest(w *Workspace, x []float32, dist []float32, class []
 // blockRows returns the number of rows of a block.
 func (p *Prototypes) blockRows() int {
 	row := 4 * p.d
-	bytes := min(max(p.kernel.block, rowsPerPanels*row), blockPerPanel*len(p.panels))
+	bytes := min(max(p.kernel.block, fewestRows*row), blockPerPanel*len(p.panels))
 	return max(bytes/row/24*24, 24)
 }
 
