@@ -77,7 +77,7 @@ type Recipe struct {
 func DefaultRecipe() Recipe {
 	return Recipe{
 		Detector: model.IsoMaxPlus, Projection: ProjectionAuto, Rank: 64, Initial: InitialMeans, Optimizer: AdamW, Schedule: ScheduleCosine,
-		Epochs: 30, BatchSize: 128, WeightDecay: .01, EntropicScale: 10,
+		Epochs: 30, BatchSize: 64, WeightDecay: .01, EntropicScale: 10,
 		Neighbours: 5, Bank: 20000,
 	}
 }
@@ -136,11 +136,11 @@ func (r *Recipe) bestRate() float64 {
 	case r.Optimizer == SGD:
 		return .1
 	case r.Detector == model.Softmax || r.Detector == model.IsoMax:
-		return .001
+		return .0007
 	case r.Projection == ProjectionNone:
-		return .002
+		return .001
 	}
-	return .00015
+	return .0001
 }
 
 // Options say what Train fits, on what.
