@@ -112,7 +112,7 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"run", "--config", "/nowhere.yml"}, 2, "read configuration: open /nowhere.yml"},
 		{[]string{"demo", "--for", "-1s"}, 2, "--for must not be negative"},
 		{[]string{"alerts", "generate", "--config", "/nowhere.yml"}, 2, "read configuration: open /nowhere.yml"},
-		{[]string{"bench", "line", "--records", "0"}, 1, "--records: 0 must be positive"},
+		{[]string{"bench", "line", "--records", "0"}, 2, "--records: 0 must be positive"},
 	} {
 		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, "oodmon: ") || !strings.Contains(o.stderr, test.want) {
 			t.Errorf("oodmon %s: %s, want %q", strings.Join(test.args, " "), o.stderr, test.want)
