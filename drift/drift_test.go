@@ -351,8 +351,7 @@ func TestEvidenceIsAffine(t *testing.T) {
 		}
 		s.b.last = float64(from)
 		for i := from; i < to; i++ {
-			at := mark{}
-			s.e.observe(bits[i], scores[i], 0, false, nil, &at, float64(i+1))
+			s.record(bits[i], scores[i], 0, float64(i+1))
 			s.e.settle(float64(i + 1))
 		}
 		return s.b.r

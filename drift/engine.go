@@ -16,7 +16,8 @@ type options struct {
 	block     int // 0: by the stream
 	reference int // live records that make one
 	project   bool
-	samples   int
+	samples   int  // of each end, for an incident
+	show      bool // with their embeddings
 	key       uint64
 }
 
@@ -109,6 +110,53 @@ func (b *betting) resume() {
 	}
 }
 
+// room is how many records come before the closed blocks are to be settled, or
+// at least chunk.
+func (b *betting) room() int {
+	if b.block == 0 {
+		return chunk
+	}
+	return (b.most()-b.blocks)*b.block - b.n
+}
+
+// most is how many blocks are settled at once.
+func (b *betting) most() int { return max(1, settled/b.block) }
+
+// take adds the records of h, no more than there is room for. of is the feature of
+// each that is 1 in it and 0 in most, beside the tails; nil: there is none.
+func (b *betting) take(h *hand, of []int32, retrain *recursion) {
+	for at := 0; at < len(h.rows); {
+		if b.n == 0 && (b.blocks == 0 || b.block > 1) { // of those to settle only the first one's place is asked for
+			b.first = h.mark(at)
+		}
+		end := min(at+b.block-b.n, len(h.rows))
+		for _, tail := range h.tail[at:end] {
+			for f := range tail {
+				b.hit(featT5 - int(f))
+			}
+		}
+		if of != nil {
+			for _, f := range of[at:end] {
+				b.hit(int(f))
+			}
+		}
+		for i := range b.ranks {
+			first := b.ranks[i].first
+			p, spread := b.partial[first+1], b.partial[first+2]
+			for _, v := range h.p[i][at:end] {
+				p += v
+				spread += math.Abs(2*v - 1)
+			}
+			b.partial[first+1], b.partial[first+2] = p, spread
+		}
+		b.n += end - at
+		at = end
+		if b.n == b.block {
+			b.close(retrain)
+		}
+	}
+}
+
 // hit adds a record in which a feature is 1 that is 0 in most.
 func (b *betting) hit(feature int) {
 	if b.partial[feature] == 0 {
@@ -117,18 +165,8 @@ func (b *betting) hit(feature int) {
 	b.partial[feature]++
 }
 
-// rank adds a p-value.
-func (b *betting) rank(first int, p float64) {
-	b.partial[first+1] += p
-	b.partial[first+2] += math.Abs(2*p - 1)
-}
-
-// next counts the record whose features were added, and reports whether there are
-// enough closed blocks to be settled.
-func (b *betting) next(retrain *recursion) bool {
-	if b.n++; b.n < b.block {
-		return false
-	}
+// close closes the block in hand.
+func (b *betting) close(retrain *recursion) {
 	if b.blocks == 0 {
 		b.beginning = b.first
 	}
@@ -154,7 +192,6 @@ func (b *betting) next(retrain *recursion) bool {
 	}
 	b.n = 0
 	b.blocks++
-	return (b.blocks+1)*b.block > settled
 }
 
 // complete fills in the features of ranks that are not summed, for n records.
@@ -202,7 +239,7 @@ type engine struct {
 	*options
 	calibration *reference // of the model; it makes the cells of change
 	segment     string     // "": the stream. Records of a segment need not be distributed as the calibration.
-	fed         bool       // by the batch in hand
+	rows        []int32    // of the batch in hand; the stream's are all
 
 	// The reference of shift: the calibration, or from warm, or nil as yet.
 	reference *reference
@@ -232,7 +269,7 @@ type warmup struct {
 
 // newEngine begins without evidence.
 func newEngine(o *options, calibration *reference, segment string, now float64) *engine {
-	e := &engine{options: o, calibration: calibration, segment: segment, urn: newUrn(calibration.n(), segment != ""), sampler: sampler{size: o.samples}}
+	e := &engine{options: o, calibration: calibration, segment: segment, urn: newUrn(calibration.n(), segment != ""), sampler: sampler{size: o.samples, embeddings: o.show}}
 	if !e.needsLive() {
 		e.refer(calibration)
 	}
@@ -276,8 +313,17 @@ func (e *engine) beginShift(block int, now float64) {
 	e.retrain = newRecursion(retrainThreshold, components(&e.layout, shiftLimits(e.reference, &e.layout, retrainTolerance, e.delta), block), len(e.shiftLimits))
 }
 
-// warmUp keeps a record until there are enough.
-func (e *engine) warmUp(score float32, class int32, proj *[projections]float32, now float64) {
+// awaited is how many records come before a detector begins.
+func (e *engine) awaited() int {
+	n, next := len(e.warm.scores), e.needed()
+	if e.change.block == 0 && n < measured {
+		next = min(next, measured)
+	}
+	return max(1, next-n)
+}
+
+// warmUp keeps the records of h until there are enough.
+func (e *engine) warmUp(h *hand, now float64) {
 	w := &e.warm
 	if w.class == nil {
 		need := e.needed()
@@ -289,10 +335,12 @@ func (e *engine) warmUp(score float32, class int32, proj *[projections]float32, 
 			}
 		}
 	}
-	w.scores = append(w.scores, score)
-	w.class[class]++
-	for k := range w.projections {
-		w.projections[k] = append(w.projections[k], proj[k])
+	for i, row := range h.rows {
+		w.scores = append(w.scores, h.score[i])
+		w.class[h.Class[row]]++
+		for k := range w.projections {
+			w.projections[k] = append(w.projections[k], h.projections[row][k])
+		}
 	}
 	if len(w.scores) == measured && e.change.block == 0 {
 		// So few tell no block below the default.
@@ -319,73 +367,88 @@ func (e *engine) warmUp(score float32, class int32, proj *[projections]float32, 
 	}
 }
 
-// observe takes one record that has a score. at is where it is, but for the
-// records before it. It reports which detectors begin an alarm.
-func (e *engine) observe(bits uint64, score float32, class int32, ood bool, proj *[projections]float32, at *mark, now float64) (shift, change bool) {
-	tie, v := uint32(bits>>32), float64(uint32(bits))*(1./(1<<32))
-	gap := e.calibration.gap(score, tie)
+// observe takes the first of the rows of a batch, each of which has a score: as
+// many as come before something is settled. It reports how many, and which
+// detectors begin an alarm.
+func (e *engine) observe(h *hand, rows []int32, now float64) (n int, shift, change bool) {
+	n = min(len(rows), chunk, e.change.room(), e.shift.room())
+	if e.shift.block == 0 {
+		n = min(n, e.awaited())
+	}
+	h.take(rows[:n], e.records, e.ood)
+	e.sampler.offer(h.Batch, h.rows, e.records, len(e.calibration.class))
 
-	cell := cellOf(gap, e.calibration.n())
-	if c := &e.change; c.block > 0 {
-		e.begins(c, at)
-		p := e.urn.p(cell, v)
-		if p <= tail5 {
-			c.hit(featT5)
-			if p <= tail1 {
-				c.hit(featT1)
-			}
+	p := h.p[0][:n]
+	c, last := &e.change, n-1
+	e.draw(h, p)
+	if c.block > 0 {
+		for i, p := range p {
+			h.tail[i] = uint8(one(p <= tail5) + one(p <= tail1))
 		}
-		c.rank(featUp, p)
-		if c.next(nil) {
+		c.take(h, nil, nil)
+		if c.blocks == c.most() {
 			change = c.settle(nil, now)
 		}
 	}
 	// What made the alarm must not become normal before somebody has looked.
-	if !e.change.active {
-		e.urn.add(cell, 1)
+	if !c.active {
+		e.urn.add(int(h.cell[last]), 1)
 	}
 
 	if s := &e.shift; s.block > 0 {
-		e.begins(s, at)
-		if e.reference != e.calibration {
-			gap = e.reference.gap(score, tie)
+		size := e.reference.n()
+		for i, score := range h.score[:n] {
+			above := size - e.reference.gap(score, h.tie[i])
+			h.tail[i] = uint8(one(above < e.k5) + one(above < e.k1))
+			p[i] = (float64(above) + h.v[i]) / float64(size+1)
 		}
-		n := e.reference.n()
-		above := n - gap
-		if above < e.k5 {
-			s.hit(featT5)
-			if above < e.k1 {
-				s.hit(featT1)
+		var of []int32
+		if e.layout.groups != nil {
+			of = h.of[:n]
+			for i, row := range h.rows {
+				of[i] = scoreFeatures + e.layout.groups[h.Class[row]]
 			}
 		}
-		s.rank(featUp, (float64(above)+v)/float64(n+1))
-		if e.layout.groups != nil {
-			s.hit(scoreFeatures + int(e.layout.groups[class]))
-		}
 		for k := range e.layout.projections {
-			s.rank(scoreFeatures+e.layout.groupCount+perRank*k, e.reference.p(k, proj[k], v))
+			p := h.p[1+k][:n]
+			for i, row := range h.rows {
+				p[i] = e.reference.p(k, h.projections[row][k], h.v[i])
+			}
 		}
-		if s.next(&e.retrain) {
+		s.take(h, of, &e.retrain)
+		if s.blocks == s.most() {
 			shift = e.settleShift(now)
 		}
 	}
-	e.records++
-	if ood {
-		e.ood++
-	}
+	e.records += int64(n)
+	e.ood += int64(h.ood[n])
 	if e.shift.block == 0 {
-		e.warmUp(score, class, proj, now)
+		e.warmUp(h, now)
 	}
-	return shift, change
+	return n, shift, change
 }
 
-// begins marks where a block begins. Of those to settle only the first one's
-// place is asked for.
-func (e *engine) begins(b *betting, at *mark) {
-	if b.n == 0 && (b.blocks == 0 || b.block > 1) {
-		b.first = *at
-		b.first.records, b.first.ood = e.records, e.ood
+// draw fills p with the p-values of the records of h, each of which but the last
+// goes into the urn.
+func (e *engine) draw(h *hand, p []float64) {
+	for i, score := range h.score[:len(p)] {
+		h.cell[i] = uint8(e.calibration.cells.gap(score, h.tie[i]))
 	}
+	learn := !e.change.active
+	for i := range p {
+		cell := int(h.cell[i])
+		p[i] = e.urn.p(cell, h.v[i])
+		if learn && i+1 < len(p) {
+			e.urn.add(cell, 1)
+		}
+	}
+}
+
+func one(yes bool) (n int) {
+	if yes {
+		n = 1
+	}
+	return n
 }
 
 func (e *engine) settleShift(now float64) bool {

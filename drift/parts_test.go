@@ -108,36 +108,6 @@ func TestGap(t *testing.T) {
 	}
 }
 
-// The index finds among values of any shape what a search of them all finds.
-func TestIndex(t *testing.T) {
-	r := rand.New(rand.NewPCG(6, 6))
-	for name, draw := range map[string]func() float64{
-		"normal": r.NormFloat64, "five values": func() float64 { return fiveValues(r.NormFloat64()) }, "one value": func() float64 { return 3 },
-		"heavy tails":       func() float64 { return math.Exp(9 * r.NormFloat64()) },
-		"the whole range":   func() float64 { return (2*r.Float64() - 1) * math.MaxFloat32 },
-		"subnormal numbers": func() float64 { return r.Float64() * 1e-42 },
-	} {
-		for _, n := range []int{0, 1, 2, 3, 40, 1000, 10000} {
-			values := make([]float32, n)
-			for i := range values {
-				values[i] = float32(draw())
-			}
-			slices.Sort(values)
-			x := newIndex(values)
-			live := []float32{-math.MaxFloat32, -1, 0, 1, math.MaxFloat32}
-			for _, v := range values[:min(n, 500)] {
-				live = append(live, v, float32(draw()), math.Nextafter32(v, 1e38), math.Nextafter32(v, -1e38))
-			}
-			for _, v := range live {
-				want, _ := slices.BinarySearch(values, v)
-				if got := x.below(values, v); got != want {
-					t.Fatalf("%s, %d values: %d are below %g, want %d", name, n, got, v, want)
-				}
-			}
-		}
-	}
-}
-
 // Blocks at one time that are settled together leave the evidence that they leave
 // one by one.
 func TestSettledTogether(t *testing.T) {
@@ -155,7 +125,7 @@ func TestSettledTogether(t *testing.T) {
 				s := simulateClasses(calibration, class, setting{detector, 1e12, defaultTolerance, block}, 3)
 				for i := range scores {
 					now := float64(i/1024 + 1) // a batch
-					s.e.observe(bits[i], scores[i], int32(bits[i]%4), false, nil, &mark{}, now)
+					s.record(bits[i], scores[i], int32(bits[i]%4), now)
 					if (i+1)%every == 0 {
 						s.e.settle(now)
 					}
@@ -261,7 +231,7 @@ func TestGroups(t *testing.T) {
 		class[i] = 20
 	}
 	class[7] = 3000
-	ref := &reference{scores: make([]float32, 5980), class: class}
+	ref := &reference{ranking: ranking{scores: make([]float32, 5980)}, class: class}
 	l := layoutOf(ref)
 	size := make([]int64, l.groupCount)
 	for c, g := range l.groups {

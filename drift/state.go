@@ -460,7 +460,7 @@ func (r *reader) records(classes int, project bool) (scores []float32, class []i
 }
 
 func (r *reader) engine(o *options, key uint64, calibration *reference, segment string) *engine {
-	e := &engine{options: o, calibration: calibration, segment: segment, sampler: sampler{size: o.samples}}
+	e := &engine{options: o, calibration: calibration, segment: segment, sampler: sampler{size: o.samples, embeddings: o.show}}
 	e.records, e.ood = r.i64(), r.i64()
 	for i := range e.featureSums {
 		e.featureSums[i] = r.f64()
