@@ -125,73 +125,88 @@ func (b *betting) most() int { return max(1, settled/b.block) }
 // take adds the records of h, no more than there is room for. of is the feature of
 // each that is 1 in it and 0 in most, beside the tails; nil: there is none.
 func (b *betting) take(h *hand, of []int32, retrain *recursion) {
-	for at := 0; at < len(h.rows); {
-		if b.n == 0 && (b.blocks == 0 || b.block > 1) { // of those to settle only the first one's place is asked for
-			b.first = h.mark(at)
+	n := len(h.rows)
+	closed, over := (b.n+n)/b.block, (b.n+n)%b.block
+	if b.n == 0 && b.blocks == 0 {
+		b.first = h.mark(0)
+	}
+	if closed > 0 && b.blocks == 0 {
+		b.beginning = b.first
+	}
+	if over > 0 && over <= n && b.block > 1 { // a block begins that is not closed
+		b.first = h.mark(n - over)
+	}
+	share := 1 / float64(b.block)
+	for i := range b.ranks {
+		b.ranks[i].take(b, h.p[i][:n], share)
+	}
+	b.takeHits(h.tail[:n], of, retrain, share)
+	b.n, b.blocks = over, b.blocks+closed
+}
+
+// take adds p-values.
+func (r *ranks) take(b *betting, all []float64, share float64) {
+	partial, closed := b.partial[r.first:][:perRank], b.closed[r.first:][:perRank]
+	sum, spread := partial[1], partial[2]
+	for left, blocks := b.block-b.n, b.blocks; len(all) > 0; left, blocks = b.block, blocks+1 {
+		n := min(left, len(all))
+		for _, p := range all[:n] {
+			sum += p
+			spread += math.Abs(2*p - 1)
 		}
-		end := min(at+b.block-b.n, len(h.rows))
-		for _, tail := range h.tail[at:end] {
-			for f := range tail {
-				b.hit(featT5 - int(f))
-			}
+		all = all[n:]
+		if n < left {
+			break
+		}
+		r.p[blocks], r.spread[blocks] = sum*share, spread*share
+		closed[1] += sum
+		closed[2] += spread
+		sum, spread = 0, 0
+	}
+	partial[1], partial[2] = sum, spread
+}
+
+// takeHits adds records in which features are 1 that are 0 in most.
+func (b *betting) takeHits(tails []uint8, of []int32, retrain *recursion, share float64) {
+	left := b.block - b.n
+	for i, tail := range tails {
+		for f := range int(tail) {
+			b.hit(featT5-f, retrain)
 		}
 		if of != nil {
-			for _, f := range of[at:end] {
-				b.hit(int(f))
-			}
+			b.hit(int(of[i]), retrain)
 		}
-		for i := range b.ranks {
-			first := b.ranks[i].first
-			p, spread := b.partial[first+1], b.partial[first+2]
-			for _, v := range h.p[i][at:end] {
-				p += v
-				spread += math.Abs(2*v - 1)
-			}
-			b.partial[first+1], b.partial[first+2] = p, spread
+		if left--; left > 0 {
+			continue
 		}
-		b.n += end - at
-		at = end
-		if b.n == b.block {
-			b.close(retrain)
+		left = b.block
+		for _, f := range b.seen {
+			b.mean(f, b.partial[f], share, retrain)
+			b.partial[f] = 0
 		}
+		b.seen = b.seen[:0]
 	}
 }
 
 // hit adds a record in which a feature is 1 that is 0 in most.
-func (b *betting) hit(feature int) {
+func (b *betting) hit(feature int, retrain *recursion) {
+	if b.block == 1 {
+		b.mean(feature, 1, 1, retrain)
+		return
+	}
 	if b.partial[feature] == 0 {
 		b.seen = append(b.seen, feature)
 	}
 	b.partial[feature]++
 }
 
-// close closes the block in hand.
-func (b *betting) close(retrain *recursion) {
-	if b.blocks == 0 {
-		b.beginning = b.first
+// mean tells the bets of the mean of a feature in a block.
+func (b *betting) mean(feature int, sum, share float64, retrain *recursion) {
+	b.recursion.block(feature, sum*share)
+	if retrain != nil {
+		retrain.block(feature, sum*share)
 	}
-	share := 1 / float64(b.block)
-	for _, f := range b.seen {
-		v := b.partial[f]
-		b.recursion.block(f, v*share)
-		if retrain != nil {
-			retrain.block(f, v*share)
-		}
-		b.closed[f] += v
-		b.partial[f] = 0
-	}
-	b.seen = b.seen[:0]
-	for i := range b.ranks {
-		r := &b.ranks[i]
-		sums, closed := b.partial[r.first:][:perRank], b.closed[r.first:][:perRank]
-		p, spread := sums[1], sums[2]
-		r.p[b.blocks], r.spread[b.blocks] = p*share, spread*share
-		closed[1] += p
-		closed[2] += spread
-		sums[1], sums[2] = 0, 0
-	}
-	b.n = 0
-	b.blocks++
+	b.closed[feature] += sum
 }
 
 // complete fills in the features of ranks that are not summed, for n records.
@@ -380,7 +395,12 @@ func (e *engine) observe(h *hand, rows []int32, now float64) (n int, shift, chan
 
 	p := h.p[0][:n]
 	c, last := &e.change, n-1
-	e.draw(h, p)
+	e.rank(h, n)
+	learn := int64(one(!c.active))
+	for i, cell := range h.cell[:last] {
+		p[i] = e.urn.draw(int(cell), h.v[i], learn)
+	}
+	p[last] = e.urn.draw(int(h.cell[last]), h.v[last], 0)
 	if c.block > 0 {
 		for i, p := range p {
 			h.tail[i] = uint8(one(p <= tail5) + one(p <= tail1))
@@ -397,8 +417,8 @@ func (e *engine) observe(h *hand, rows []int32, now float64) (n int, shift, chan
 
 	if s := &e.shift; s.block > 0 {
 		size := e.reference.n()
-		for i, score := range h.score[:n] {
-			above := size - e.reference.gap(score, h.tie[i])
+		for i, gap := range h.gap[:n] {
+			above := size - int(gap)
 			h.tail[i] = uint8(one(above < e.k5) + one(above < e.k1))
 			p[i] = (float64(above) + h.v[i]) / float64(size+1)
 		}
@@ -428,19 +448,25 @@ func (e *engine) observe(h *hand, rows []int32, now float64) (n int, shift, chan
 	return n, shift, change
 }
 
-// draw fills p with the p-values of the records of h, each of which but the last
-// goes into the urn.
-func (e *engine) draw(h *hand, p []float64) {
-	for i, score := range h.score[:len(p)] {
+// rank finds the cells of the first n scores in hand, and their gaps in the
+// reference.
+func (e *engine) rank(h *hand, n int) {
+	if e.reference == e.calibration {
+		size := e.reference.n()
+		for i, score := range h.score[:n] {
+			gap := e.reference.gap(score, h.tie[i])
+			h.gap[i], h.cell[i] = uint32(gap), uint8(cellOf(gap, size))
+		}
+		return
+	}
+	for i, score := range h.score[:n] {
 		h.cell[i] = uint8(e.calibration.cells.gap(score, h.tie[i]))
 	}
-	learn := !e.change.active
-	for i := range p {
-		cell := int(h.cell[i])
-		p[i] = e.urn.p(cell, h.v[i])
-		if learn && i+1 < len(p) {
-			e.urn.add(cell, 1)
-		}
+	if e.reference == nil {
+		return
+	}
+	for i, score := range h.score[:n] {
+		h.gap[i] = uint32(e.reference.gap(score, h.tie[i]))
 	}
 }
 

@@ -20,6 +20,7 @@ type hand struct {
 	tie   [chunk]uint32
 	v     [chunk]float64 // in [0, 1)
 	cell  [chunk]uint8   // of the urn
+	gap   [chunk]uint32  // in the reference
 	tail  [chunk]uint8   // 0, 1 where p ≤ 0.05, 2 where p ≤ 0.01
 	of    [chunk]int32   // the feature of the class
 	p     [1 + projections][chunk]float64

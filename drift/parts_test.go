@@ -68,8 +68,7 @@ func TestUrnIsUniform(t *testing.T) {
 				last := .5
 				for range live {
 					cell := cellOf(ref.gap(float32(draw()), r.Uint32()), n)
-					p := urn.p(cell, r.Float64())
-					urn.add(cell, 1)
+					p := urn.draw(cell, r.Float64(), 1)
 					count[min(bins-1, int(p*bins))]++
 					product += (p - .5) * (last - .5)
 					sum += p

@@ -69,15 +69,20 @@ func (u *urn) add(cell int, n int64) {
 	}
 }
 
-// p returns the right-tail p-value of a record in cell; v is uniform on [0, 1).
-func (u *urn) p(cell int, v float64) float64 {
+// draw returns the right-tail p-value of a record in cell, and adds n to the cell;
+// v is uniform on [0, 1).
+func (u *urn) draw(cell int, v float64, n int64) float64 {
 	above := int64(0)
 	node := urnCells + cell
 	for range urnLevels {
-		above += u.right[node>>1] & (int64(node&1) - 1)
+		right, bit := &u.right[node>>1], int64(node&1)
+		above += *right & (bit - 1)
+		*right += n & -bit
 		node >>= 1
 	}
 	own, total := u.cells[cell], u.total
+	u.cells[cell] += n
+	u.total += n
 	if u.empty {
 		own, total = own+1, total+1
 	}
