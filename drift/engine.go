@@ -168,13 +168,24 @@ func (r *ranks) take(b *betting, all []float64, share float64) {
 
 // takeHits adds records in which features are 1 that are 0 in most.
 func (b *betting) takeHits(tails []uint8, of []int32, retrain *recursion, share float64) {
+	if b.block == 1 {
+		for _, tail := range tails {
+			for f := range int(tail) {
+				b.mean(featT5-f, 1, 1, retrain)
+			}
+		}
+		for _, f := range of {
+			b.mean(int(f), 1, 1, retrain)
+		}
+		return
+	}
 	left := b.block - b.n
 	for i, tail := range tails {
 		for f := range int(tail) {
-			b.hit(featT5-f, retrain)
+			b.hit(featT5 - f)
 		}
 		if of != nil {
-			b.hit(int(of[i]), retrain)
+			b.hit(int(of[i]))
 		}
 		if left--; left > 0 {
 			continue
@@ -188,12 +199,8 @@ func (b *betting) takeHits(tails []uint8, of []int32, retrain *recursion, share 
 	}
 }
 
-// hit adds a record in which a feature is 1 that is 0 in most.
-func (b *betting) hit(feature int, retrain *recursion) {
-	if b.block == 1 {
-		b.mean(feature, 1, 1, retrain)
-		return
-	}
+// hit adds a record to the block in hand in which a feature is 1.
+func (b *betting) hit(feature int) {
 	if b.partial[feature] == 0 {
 		b.seen = append(b.seen, feature)
 	}
