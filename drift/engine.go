@@ -458,22 +458,17 @@ func (e *engine) observe(h *hand, rows []int32, now float64) (n int, shift, chan
 // rank finds the cells of the first n scores in hand, and their gaps in the
 // reference.
 func (e *engine) rank(h *hand, n int) {
-	if e.reference == e.calibration {
-		size := e.reference.n()
-		for i, score := range h.score[:n] {
-			gap := e.reference.gap(score, h.tie[i])
-			h.gap[i], h.cell[i] = uint32(gap), uint8(cellOf(gap, size))
-		}
+	scores, ties := h.score[:n], h.tie[:n]
+	if e.reference != nil {
+		e.reference.gaps(h.gap[:n], scores, ties)
+	}
+	if e.reference != e.calibration {
+		e.calibration.cells.gaps(h.cell[:n], scores, ties)
 		return
 	}
-	for i, score := range h.score[:n] {
-		h.cell[i] = uint8(e.calibration.cells.gap(score, h.tie[i]))
-	}
-	if e.reference == nil {
-		return
-	}
-	for i, score := range h.score[:n] {
-		h.gap[i] = uint32(e.reference.gap(score, h.tie[i]))
+	size := e.reference.n()
+	for i, gap := range h.gap[:n] {
+		h.cell[i] = uint32(cellOf(int(gap), size))
 	}
 }
 

@@ -19,7 +19,7 @@ type hand struct {
 	score [chunk]float32
 	tie   [chunk]uint32
 	v     [chunk]float64 // in [0, 1)
-	cell  [chunk]uint8   // of the urn
+	cell  [chunk]uint32  // of the urn
 	gap   [chunk]uint32  // in the reference
 	tail  [chunk]uint8   // 0, 1 where p ≤ 0.05, 2 where p ≤ 0.01
 	of    [chunk]int32   // the feature of the class

@@ -67,7 +67,7 @@ func TestUrnIsUniform(t *testing.T) {
 				ref, urn := newReference(false, v, nil, nil, r.Uint64()), newUrn(n, empty)
 				last := .5
 				for range live {
-					cell := cellOf(ref.gap(float32(draw()), r.Uint32()), n)
+					cell := cellOf(gap(&ref.ranking, float32(draw()), r.Uint32()), n)
 					p := urn.draw(cell, r.Float64(), 1)
 					count[min(bins-1, int(p*bins))]++
 					product += (p - .5) * (last - .5)
@@ -90,6 +90,35 @@ func TestUrnIsUniform(t *testing.T) {
 	}
 }
 
+func gap(r *ranking, score float32, tie uint32) int {
+	var out [1]uint32
+	r.gaps(out[:], []float32{score}, []uint32{tie})
+	return int(out[0])
+}
+
+// The cells' own ranking finds the cell of the gap among all.
+func TestCells(t *testing.T) {
+	r := rand.New(rand.NewPCG(8, 8))
+	for name, draw := range map[string]func() float64{
+		"continuous": r.NormFloat64, "five values": func() float64 { return fiveValues(r.NormFloat64()) },
+	} {
+		for _, n := range []int{1, 2, 100, 254, 255, 256, 257, 1000, 10000} {
+			v := make([]float32, n)
+			for i := range v {
+				v[i] = float32(draw())
+			}
+			slices.Sort(v)
+			ref := newReference(false, v, nil, nil, 1)
+			for range 2000 {
+				score, tie := float32(draw()), r.Uint32()
+				if got, want := gap(ref.cells, score, tie), cellOf(gap(&ref.ranking, score, tie), n); got != want {
+					t.Fatalf("%s, %d scores: %g with tie %d is in cell %d, want %d", name, n, score, tie, got, want)
+				}
+			}
+		}
+	}
+}
+
 // The rank among the reference, with a place among equals.
 func TestGap(t *testing.T) {
 	ref := newReference(false, []float32{1, 2, 2, 2, 3}, nil, nil, 1)
@@ -98,7 +127,7 @@ func TestGap(t *testing.T) {
 		tie   uint32
 		want  int
 	}{{0, 7, 0}, {1, 0, 0}, {1.5, 7, 1}, {2, 0, 1}, {2, math.MaxUint32, 4}, {2.5, 7, 4}, {4, 7, 5}} {
-		if got := ref.gap(test.score, test.tie); got != test.want {
+		if got := gap(&ref.ranking, test.score, test.tie); got != test.want {
 			t.Errorf("%g with tie %d: %d, want %d", test.score, test.tie, got, test.want)
 		}
 	}

@@ -20,14 +20,23 @@ type ranking struct {
 
 func (r *ranking) n() int { return len(r.scores) }
 
-// gap returns how many of the scores are below s, from 0 to n; tie decides among
-// equals.
-func (r *ranking) gap(s float32, tie uint32) int {
-	at := r.find.Below(s)
+// gaps puts into each element of out how many of the scores are below that of
+// scores, from 0 to n; its tie decides among equals.
+func (r *ranking) gaps(out []uint32, scores []float32, ties []uint32) {
+	r.find.BelowAll(out, scores)
 	if r.ties == nil {
-		return at
+		return
 	}
-	below := func(i int) bool { return i < len(r.scores) && r.scores[i] == s && r.ties[i] < tie }
+	for i, at := range out {
+		if int(at) < len(r.scores) && r.scores[at] == scores[i] {
+			out[i] = uint32(r.among(int(at), scores[i], ties[i]))
+		}
+	}
+}
+
+// among returns the place of a score among its equals, which begin at at.
+func (r *ranking) among(at int, score float32, tie uint32) int {
+	below := func(i int) bool { return i < len(r.scores) && r.scores[i] == score && r.ties[i] < tie }
 	for step := 1; step > 0; { // most runs are short
 		if below(at + step - 1) {
 			at += step

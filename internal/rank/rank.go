@@ -13,6 +13,7 @@ import (
 type Index struct {
 	values      []float32
 	from, scale float32
+	last        float32  // the cell
 	begin       []uint32 // of each cell, and where the last ends
 }
 
@@ -26,7 +27,7 @@ func New(values []float32) Index {
 	// About three values in a cell where they are densest, if they are normal: a
 	// cell of more than few is searched.
 	cells := 1 << bits.Len(uint(n/2))
-	x := Index{values: values, from: from, begin: make([]uint32, cells+1)}
+	x := Index{values: values, from: from, last: float32(cells - 1), begin: make([]uint32, cells+1)}
 	if scale := float32(cells) / (to - from); scale > 0 && !math.IsInf(float64(scale), 0) { // else one cell is all
 		x.scale = scale
 	}
@@ -42,23 +43,48 @@ func New(values []float32) Index {
 // cell never descends as v ascends, so that all values of lower cells are
 // smaller than v, and all of higher ones larger.
 func (x *Index) cell(v float32) int {
-	at, last := (v-x.from)*x.scale, len(x.begin)-2
+	at := (v - x.from) * x.scale
 	switch {
 	case !(at > 0):
 		return 0
-	case at >= float32(last):
-		return last
+	case at >= x.last:
+		return len(x.begin) - 2
 	}
 	return int(at)
 }
 
-// few is how many values are compared at once.
-const few = 8
+// few is how many values are searched without a branch, which could not be
+// predicted.
+const few = 7
 
 // Below returns how many of the values are smaller than v.
 func (x *Index) Below(v float32) int {
 	k := x.cell(v)
-	lo, hi := int(x.begin[k]), int(x.begin[k+1])
+	return x.within(int(x.begin[k]), int(x.begin[k+1]), v)
+}
+
+// BelowAll puts into each element of out how many of the values are smaller than
+// that of v. It is for many at once, when the index has left the nearest caches:
+// the memory of all cells is asked for before any is needed.
+func (x *Index) BelowAll(out []uint32, v []float32) {
+	const many = 64
+	var lo, hi [many]uint32
+	for len(v) > 0 {
+		n := min(many, len(v))
+		for i, v := range v[:n] {
+			k := x.cell(v)
+			lo[i&(many-1)], hi[i&(many-1)] = x.begin[k], x.begin[k+1]
+		}
+		for i, v := range v[:n] {
+			out[i] = uint32(x.within(int(lo[i&(many-1)]), int(hi[i&(many-1)]), v))
+		}
+		out, v = out[n:], v[n:]
+	}
+}
+
+// within returns how many of the values are smaller than v, where those before lo
+// are, and those from hi on are not.
+func (x *Index) within(lo, hi int, v float32) int {
 	for hi-lo > few {
 		if half := int(uint(lo+hi) >> 1); x.values[half] < v {
 			lo = half + 1
@@ -66,16 +92,17 @@ func (x *Index) Below(v float32) int {
 			hi = half
 		}
 	}
-	if lo+few > len(x.values) {
+	if lo+few >= len(x.values) {
 		for lo < hi && x.values[lo] < v {
 			lo++
 		}
 		return lo
 	}
-	// How many of eight are smaller is counted without a branch, which could not
-	// be predicted. Those beyond the cell are not smaller.
-	w := x.values[lo : lo+few : lo+few]
-	return lo + one(w[0] < v) + one(w[1] < v) + one(w[2] < v) + one(w[3] < v) + one(w[4] < v) + one(w[5] < v) + one(w[6] < v) + one(w[7] < v)
+	// Those beyond the cell are not smaller.
+	w := (*[few + 1]float32)(x.values[lo:])
+	n := 4 * one(w[3] < v)
+	n += 2 * one(w[n&few+1] < v)
+	return lo + n + one(w[n&few] < v)
 }
 
 func one(yes bool) (n int) {

@@ -1,10 +1,12 @@
 package rank
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 )
 
 var shapes = map[string]func(r *rand.Rand) float64{
@@ -37,29 +39,46 @@ func TestBelow(t *testing.T) {
 			for _, v := range values[:min(n, 500)] {
 				live = append(live, v, math.Nextafter32(v, inf), math.Nextafter32(v, -inf))
 			}
-			for _, v := range live {
+			all := make([]uint32, len(live))
+			x.BelowAll(all, live)
+			for i, v := range live {
 				want, _ := slices.BinarySearch(values, v)
-				if got := x.Below(v); got != want {
-					t.Fatalf("%s, %d values: %d are below %g, want %d", name, n, got, v, want)
+				if got := x.Below(v); got != want || int(all[i]) != want {
+					t.Fatalf("%s, %d values: %d are below %g, among others %d, want %d", name, n, got, v, all[i], want)
 				}
 			}
 		}
 	}
 }
 
+// With each 4,096 values the caches are filled with something else, as they are
+// where a batch is scored.
 func BenchmarkBelow(b *testing.B) {
 	r := rand.New(rand.NewPCG(1, 1))
-	for name, shape := range shapes {
-		b.Run(name, func(b *testing.B) {
-			values, live := draw(r, 10000, shape), draw(r, 4096, shape)
-			slices.Sort(values)
-			x, sum := New(values), 0
-			for b.Loop() {
-				for _, v := range live {
-					sum += x.Below(v)
+	values, live := draw(r, 10000, shapes["normal"]), draw(r, 4096, shapes["normal"])
+	slices.Sort(values)
+	x, out, other := New(values), make([]uint32, len(live)), make([]byte, 4<<20)
+	for _, evict := range []bool{false, true} {
+		for name, all := range map[string]func(){
+			"one by one": func() {
+				for i, v := range live {
+					out[i] = uint32(x.Below(v))
 				}
-			}
-			b.ReportMetric(b.Elapsed().Seconds()*1e9/float64(b.N*len(live)), "ns/value")
-		})
+			},
+			"all": func() { x.BelowAll(out, live) },
+		} {
+			b.Run(fmt.Sprintf("%s/evict=%v", name, evict), func(b *testing.B) {
+				var spent time.Duration
+				for b.Loop() {
+					if evict {
+						clear(other)
+					}
+					start := time.Now()
+					all()
+					spent += time.Since(start)
+				}
+				b.ReportMetric(float64(spent.Nanoseconds())/float64(b.N*len(live)), "ns/value")
+			})
+		}
 	}
 }
