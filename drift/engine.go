@@ -88,7 +88,7 @@ func (b *betting) begin(l *layout, limits []float64, block int, threshold, now f
 	b.starts = make([]start, len(b.bets))
 	b.block, b.last, b.n, b.count, b.blocks = block, now, 0, 0, 0
 	b.partial, b.sums, b.closed = make([]float64, n), make([]float64, n), make([]float64, n)
-	b.seen = make([]int, 0, n)
+	b.seen = make([]int, 0, n+1)
 	b.ranks = []ranks{{first: featUp}}
 	for k := range l.projections {
 		b.ranks = append(b.ranks, ranks{first: scoreFeatures + l.groupCount + perRank*k})
@@ -199,21 +199,22 @@ func (b *betting) takeHits(tails []uint8, of []int32, retrain *recursion, share 
 	}
 }
 
-// hit adds a record to the block in hand in which a feature is 1.
-func (b *betting) hit(feature int) {
-	if b.partial[feature] == 0 {
-		b.seen = append(b.seen, feature)
-	}
-	b.partial[feature]++
-}
-
-// mean tells the bets of the mean of a feature in a block.
+// mean tells the bets on a feature of its sum in a block.
 func (b *betting) mean(feature int, sum, share float64, retrain *recursion) {
-	b.recursion.block(feature, sum*share)
+	b.recursion.mean(feature, sum*share)
 	if retrain != nil {
-		retrain.block(feature, sum*share)
+		retrain.mean(feature, sum*share)
 	}
 	b.closed[feature] += sum
+}
+
+// hit adds a record in which a feature is 1.
+func (b *betting) hit(feature int) {
+	n := len(b.seen) // without a branch: which of many is seen first cannot be predicted
+	b.seen = b.seen[:n+1]
+	b.seen[n] = feature
+	b.seen = b.seen[:n+one(b.partial[feature] == 0)]
+	b.partial[feature]++
 }
 
 // complete fills in the features of ranks that are not summed, for n records.

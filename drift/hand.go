@@ -36,13 +36,14 @@ func (h *hand) open(b *Batch, key uint64, watermark int64, now float64) {
 		h.bits = make([]uint64, len(b.Offset))
 	}
 	h.bits = h.bits[:len(b.Offset)]
+	seed := seedOf(key, b.Partition)
 	for i, offset := range b.Offset {
 		// What has no finite score must not bet.
 		if s := b.Score[i]; offset <= watermark || b.Class[i] < 0 || s-s != 0 {
 			continue
 		}
 		h.all = append(h.all, int32(i))
-		h.bits[i] = random(key, b.Partition, offset, b.Row[i])
+		h.bits[i] = random(seed, offset, b.Row[i])
 	}
 }
 

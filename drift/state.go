@@ -49,7 +49,7 @@ import (
 //
 //	active uint8, active since, alarms int64
 //	onset: time, record's time int64 (µs), partition int32, offset, records, records before int64, two rates float64
-//	list of bets: R, C float64, and except for retrain: mark, sum float64, count int64
+//	list of bets: R, C float64, and except for retrain, whose C tells nothing: mark, sum float64, count int64
 //
 // A mark: time, record's time int64 (µs), partition int32, offset, records, ood int64.
 const (

@@ -73,12 +73,11 @@ func (u *urn) add(cell int, n int64) {
 // v is uniform on [0, 1).
 func (u *urn) draw(cell int, v float64, n int64) float64 {
 	above := int64(0)
-	node := urnCells + cell
-	for range urnLevels {
-		right, bit := &u.right[node>>1], int64(node&1)
-		above += *right & (bit - 1)
-		*right += n & -bit
-		node >>= 1
+	for node := uint(urnCells + cell); node > 1; node >>= 1 {
+		right, bit := &u.right[node>>1&(urnCells-1)], int64(node&1)
+		was := *right
+		above += was & (bit - 1)
+		*right = was + n&-bit
 	}
 	own, total := u.cells[cell], u.total
 	u.cells[cell] += n
