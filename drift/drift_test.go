@@ -433,6 +433,24 @@ func TestLiveReference(t *testing.T) {
 	}
 }
 
+// A small live reference ends the warm-up for change, too.
+func TestSmallLiveReference(t *testing.T) {
+	f := newFixture(t, 1000, func(c *Config) { c.Block, c.ReferenceRecords = 0, 1000 })
+	f.feed(1500, kind{score: inControl})
+	for _, d := range f.watch.Status().Detectors {
+		if d.Block == 0 {
+			t.Errorf("%s has not begun after 1500 records", d.Detector)
+		}
+	}
+	found := make(map[string]bool)
+	for _, a := range f.feed(4000, kind{score: mixed(.4)}) {
+		found[a.Detector] = true
+	}
+	if !found[Shift] || !found[Change] {
+		t.Errorf("alarms of %v, want both detectors", found)
+	}
+}
+
 // One tenant drifts: its alarm names it, and the others raise none.
 func TestSegments(t *testing.T) {
 	f := newFixture(t, 10000, func(c *Config) { c.MaxSegments, c.ReferenceRecords, c.Block = 2, 2000, 0 })

@@ -384,6 +384,9 @@ func (e *engine) warmUp(h *hand, now float64) {
 		}
 		e.refer(newReference(true, w.scores, w.class, w.projections, e.key))
 		e.beginShift(block, now)
+		if e.change.block == 0 { // the reference is smaller than what would tell its block
+			e.beginChange(max(DefaultBlock, block), now)
+		}
 	}
 	if e.shift.block > 0 {
 		e.warm = warmup{}
