@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The table of detectors in docs/benchmarks.md: oodmon against PyTorch and scikit-learn, on the same files.
 
-    python3 -m pip install numpy pyarrow scikit-learn torch
+    python3 -m pip install numpy pyarrow safetensors scikit-learn torch
     go build -o oodmon ./cmd/oodmon
     python3 bench/detection.py --oodmon ./oodmon --data TRAIN --calibration VAL --id TEST --ood OOD
     python3 bench/detection.py --oodmon ./oodmon --data TRAIN --calibration VAL --id TEST --left-out 0.25 --seeds 5

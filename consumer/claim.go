@@ -21,9 +21,9 @@ type Claim struct {
 	Offset     int64
 }
 
-// forgottenAfter is how long an offset may be held back by a transaction that has
-// ended.
-const forgottenAfter = time.Minute
+// markerTime is how long an offset may be held back by a transaction that has
+// ended: more than it takes a group's coordinator to hear of that.
+const markerTime = 5 * time.Second
 
 // claim makes the partition this member's own, for exactly-once delivery: it
 // ends the transaction that an earlier owner, or an attempt of ours, left open,
@@ -48,7 +48,7 @@ func (w *worker) claim() error {
 	offset, err := w.stableOffset(w.running)
 	// Fence has ended all that the transactions' coordinator knows of; the group's
 	// coordinator hears of it a little later.
-	for begun := time.Now(); errors.Is(err, kafka.UnstableOffsetCommit) && time.Since(begun) < forgottenAfter; {
+	for begun := time.Now(); errors.Is(err, kafka.UnstableOffsetCommit) && time.Since(begun) < markerTime; {
 		select {
 		case <-w.running.Done():
 			return context.Cause(w.running)
@@ -57,8 +57,7 @@ func (w *worker) claim() error {
 		offset, err = w.stableOffset(w.running)
 	}
 	if errors.Is(err, kafka.UnstableOffsetCommit) {
-		// This offset would be held back for ever.
-		w.log.Warn("the group holds an offset of a transaction that its coordinator has forgotten; ending it")
+		// It would be held back for ever.
 		if err = w.cfg.Release(w.running, w.partition, w.cfg.Group); err == nil {
 			err = w.cfg.Fence(w.running, w.partition) // waits for it
 		}

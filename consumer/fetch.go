@@ -3,7 +3,6 @@ package consumer
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -97,12 +96,7 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 		return nil
 	}
 	if response.tooLarge > 0 {
-		base := int64(binary.BigEndian.Uint64(response.records))
-		last := base
-		if response.records[16] == 2 {
-			last += int64(int32(binary.BigEndian.Uint32(response.records[23:])))
-		}
-		err = d.oversized(base, last, response.tooLarge)
+		err = d.tooLarge(response.records, response.tooLarge, response.aborted)
 	} else {
 		err = d.decode(response.records, response.aborted)
 	}

@@ -3,6 +3,7 @@ package consumer
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -62,14 +63,7 @@ type decoder struct {
 
 // decode reads whole batches and leaves a last one that was cut off.
 func (d *decoder) decode(data []byte, aborted []abortedTransaction) error {
-	d.aborted = slices.Clone(aborted)
-	slices.SortFunc(d.aborted, func(a, b abortedTransaction) int {
-		if a.first < b.first {
-			return -1
-		}
-		return 1
-	})
-	clear(d.dropping)
+	d.begin(aborted)
 	for len(data) >= messageHeader {
 		base, length, version := int64(binary.BigEndian.Uint64(data)), int64(int32(binary.BigEndian.Uint32(data[8:]))), data[16]
 		if length < messageHeader-12 {
@@ -96,6 +90,43 @@ func (d *decoder) decode(data []byte, aborted []abortedTransaction) error {
 	return nil
 }
 
+// tooLarge passes a batch of so many bytes of which only the header is held: its
+// records are delivered as oversized, unless their transaction was aborted.
+func (d *decoder) tooLarge(header []byte, size int64, aborted []abortedTransaction) error {
+	d.begin(aborted)
+	be := binary.BigEndian
+	base := int64(be.Uint64(header))
+	last := base
+	if header[16] == 2 {
+		last += int64(int32(be.Uint32(header[23:])))
+		if d.dropped(last, be.Uint16(header[21:]), int64(be.Uint64(header[43:]))) {
+			d.position = last + 1
+			return nil
+		}
+	}
+	return d.oversized(base, last, size)
+}
+
+// begin takes the aborted transactions of a response.
+func (d *decoder) begin(aborted []abortedTransaction) {
+	d.aborted = slices.Clone(aborted)
+	slices.SortFunc(d.aborted, func(a, b abortedTransaction) int { return cmp.Compare(a.first, b.first) })
+	clear(d.dropping)
+}
+
+// dropped says whether a batch that ends at an offset belongs to a transaction
+// that was aborted.
+func (d *decoder) dropped(last int64, attributes uint16, producer int64) bool {
+	for len(d.aborted) > 0 && d.aborted[0].first <= last {
+		if d.dropping == nil {
+			d.dropping = make(map[int64]bool)
+		}
+		d.dropping[d.aborted[0].producer] = true
+		d.aborted = d.aborted[1:]
+	}
+	return attributes&attrTransactional != 0 && attributes&attrControl == 0 && d.dropping[producer]
+}
+
 // batch reads a batch of version 2.
 func (d *decoder) batch(raw []byte) error {
 	be := binary.BigEndian
@@ -115,13 +146,7 @@ func (d *decoder) batch(raw []byte) error {
 	if last < d.position {
 		return nil
 	}
-	for len(d.aborted) > 0 && d.aborted[0].first <= last {
-		if d.dropping == nil {
-			d.dropping = make(map[int64]bool)
-		}
-		d.dropping[d.aborted[0].producer] = true
-		d.aborted = d.aborted[1:]
-	}
+	dropped := d.dropped(last, attributes, producer)
 	if attributes&attrControl != 0 {
 		if abortMarker(raw[batchHeader:]) {
 			delete(d.dropping, producer)
@@ -129,7 +154,7 @@ func (d *decoder) batch(raw []byte) error {
 		d.position = last + 1
 		return nil
 	}
-	if attributes&attrTransactional != 0 && d.dropping[producer] {
+	if dropped {
 		d.position = last + 1
 		return nil
 	}

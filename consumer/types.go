@@ -93,8 +93,7 @@ type Config struct {
 	// of an earlier owner is open or can be committed.
 	Fence func(ctx context.Context, partition int) error
 	// Release is called where the group still holds an offset of a transaction
-	// back after Fence: of one that its coordinator has forgotten, as a broker
-	// that is killed can leave behind. It ends that transaction, without effect.
+	// back after Fence, of which the marker was lost. It writes the marker.
 	Release func(ctx context.Context, partition int, group string) error
 }
 

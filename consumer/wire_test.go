@@ -147,16 +147,33 @@ func FuzzResponse(f *testing.F) {
 	})
 }
 
-// A batch that isn't held in memory is accounted for, and passed.
+// A batch that isn't held in memory is accounted for, and passed; one that was
+// aborted is passed only.
 func TestFetchDeliversTheOffsetsOfABatchThatIsTooLarge(t *testing.T) {
-	d := &decoder{position: 41}
-	var got []Message
-	d.take = func(m Message, _ int) error { got = append(got, m); return nil }
-	if err := d.oversized(40, 43, 1<<30); err != nil {
-		t.Fatal(err)
-	}
-	if len(got) != 3 || got[0].Offset != 41 || got[2].Offset != 43 || got[1].Oversized != 1<<30 || d.position != 44 {
-		t.Errorf("%+v, position %d", got, d.position)
+	header := testBatch{base: 40, attributes: attrTransactional, producer: 7, values: make([][]byte, 4)}.encode(t)[:batchHeader]
+	for name, c := range map[string]struct {
+		aborted []abortedTransaction
+		want    []int64
+	}{
+		"committed":           {nil, []int64{41, 42, 43}},
+		"aborted":             {[]abortedTransaction{{producer: 7, first: 38}}, []int64{}},
+		"of another producer": {[]abortedTransaction{{producer: 8, first: 38}}, []int64{41, 42, 43}},
+		"a later transaction": {[]abortedTransaction{{producer: 7, first: 44}}, []int64{41, 42, 43}},
+	} {
+		d := &decoder{position: 41}
+		got := []Message{}
+		d.take = func(m Message, _ int) error { got = append(got, m); return nil }
+		if err := d.tooLarge(header, 1<<30, c.aborted); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(offsets(got), c.want) || d.position != 44 {
+			t.Errorf("%s: offsets %v, position %d; want %v and 44", name, offsets(got), d.position, c.want)
+		}
+		for _, m := range got {
+			if m.Oversized != 1<<30 {
+				t.Errorf("%s: offset %d has %d bytes", name, m.Offset, m.Oversized)
+			}
+		}
 	}
 }
 

@@ -10,9 +10,10 @@ import (
 	"maps"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/oodmon/oodmon/internal/atomicfile"
 )
 
 // The state file, version 1. All numbers are little-endian, times are seconds
@@ -82,35 +83,13 @@ func (w *Watch) Save() error {
 	w.mu.Lock()
 	state := w.encode(now)
 	w.mu.Unlock()
-	if err := replaceFile(w.cfg.StateFile, state); err != nil {
+	if err := atomicfile.Write(w.cfg.StateFile, state, 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", w.cfg.StateFile, err)
 	}
 	w.mu.Lock()
 	w.snapshot = now
 	w.mu.Unlock()
 	return nil
-}
-
-func replaceFile(path string, content []byte) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, tmp.Close(), os.Remove(tmp.Name()))
-		}
-	}()
-	if _, err = tmp.Write(content); err != nil {
-		return err
-	}
-	if err = tmp.Sync(); err != nil {
-		return err
-	}
-	if err = os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	return tmp.Close()
 }
 
 // restore takes over the state file, or says why it does not.

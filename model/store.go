@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/oodmon/oodmon/internal/atomicfile"
 )
 
 // A store is what a registry needs of the place where it is kept. Names are
@@ -34,44 +36,12 @@ func (f folder) path(name string) string { return filepath.Join(string(f), filep
 
 func (f folder) get(_ context.Context, name string) ([]byte, error) { return os.ReadFile(f.path(name)) }
 
-func (f folder) put(_ context.Context, name string, content []byte) (err error) {
+func (f folder) put(_ context.Context, name string, content []byte) error {
 	path := f.path(name)
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(dir, ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, tmp.Close(), os.Remove(tmp.Name()))
-		}
-	}()
-	if _, err := tmp.Write(content); err != nil {
-		return err
-	}
-	if err := tmp.Chmod(0o644); err != nil {
-		return err
-	}
-	if err := tmp.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	_ = tmp.Close() // synced above
-	return syncDir(dir)
-}
-
-// syncDir makes a rename in dir survive a crash of the machine.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return atomicfile.Write(path, content, 0o644)
 }
 
 func (f folder) list(_ context.Context, under string) ([]string, error) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -404,6 +405,27 @@ func TestIncidentsOutliveTheDrain(t *testing.T) {
 	}
 }
 
+// A monitor that can no longer say how it is must not go on as if it could.
+func TestServeStopsTheRunWhereItCannotGoOn(t *testing.T) {
+	listeners, err := listen(WebConfig{ListenAddresses: []string{"127.0.0.1:0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	s := serve(listeners, WebConfig{}, http.NotFoundHandler(), stop, slog.New(slog.DiscardHandler))
+	if err := listeners[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	<-ctx.Done()
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		t.Error("the run was not stopped within a minute")
+	}
+	if err := s.close(t.Context()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("close returned %v, want why it stopped", err)
+	}
+}
+
 // A profile that is being taken, or a client that is slow, does not make the end
 // of the process a failure.
 func TestCloseCutsOffALongAnswer(t *testing.T) {
@@ -415,7 +437,7 @@ func TestCloseCutsOffALongAnswer(t *testing.T) {
 	s := serve(listeners, WebConfig{}, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		close(begun)
 		<-r.Context().Done()
-	}), slog.New(slog.DiscardHandler))
+	}), func() { t.Error("the server stopped by itself") }, slog.New(slog.DiscardHandler))
 	go func() {
 		if resp, err := http.Get("http://" + listeners[0].Addr().String()); err == nil {
 			resp.Body.Close()

@@ -125,14 +125,22 @@ func listen(cfg WebConfig) ([]net.Listener, error) {
 	return listeners, nil
 }
 
-func serve(listeners []net.Listener, cfg WebConfig, handler http.Handler, log *slog.Logger) *server {
+// serve begins to answer, and calls stop where it cannot go on.
+func serve(listeners []net.Listener, cfg WebConfig, handler http.Handler, stop func(), log *slog.Logger) *server {
 	s := &server{
 		http:      &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second},
 		listeners: listeners,
 		done:      make(chan error, 1),
 	}
 	flags := &web.FlagConfig{WebConfigFile: &cfg.ConfigFile}
-	go func() { s.done <- web.ServeMultiple(listeners, s.http, flags, log) }()
+	go func() {
+		err := web.ServeMultiple(listeners, s.http, flags, log)
+		if !errors.Is(err, http.ErrServerClosed) {
+			log.Error("HTTP is no longer served: stopping", "error", err)
+			stop()
+		}
+		s.done <- err
+	}()
 	return s
 }
 

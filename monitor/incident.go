@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/oodmon/oodmon/drift"
+	"github.com/oodmon/oodmon/internal/atomicfile"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/sink"
 )
@@ -111,7 +112,7 @@ func keepIncident(dir string, keep int, incident *Incident) error {
 		return fmt.Errorf("drift.incidents.dir: %w", err)
 	}
 	path := filepath.Join(dir, incident.ID+incidentSuffix)
-	if err := replaceFile(path, append(text, '\n')); err != nil {
+	if err := atomicfile.Write(path, append(text, '\n'), 0o644); err != nil {
 		return fmt.Errorf("write incident: %w", err)
 	}
 	names, err := incidentFiles(dir)
@@ -125,23 +126,6 @@ func keepIncident(dir string, keep int, incident *Incident) error {
 		}
 	}
 	return nil
-}
-
-// replaceFile writes a file at once, and through to the disk: one that was
-// renamed before its content was there would make the whole list unreadable.
-func replaceFile(path string, content []byte) error {
-	tmp, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(content)
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		err = errors.Join(err, os.Remove(tmp.Name()))
-	}
-	return err
 }
 
 // incidentFiles returns the names of the incidents' files, the oldest first.

@@ -71,6 +71,9 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	m.metrics.reloadOK.Set(1)
 	m.metrics.reloadOKTime.SetToCurrentTime()
 
+	if cfg.Kafka.SASL.Mechanism == "plain" && !cfg.Kafka.TLS.Enabled {
+		log.Warn("the password goes to the brokers in clear text: set kafka.tls.enabled, or a scram mechanism")
+	}
 	if m.conn, err = kafkaconn.New(cfg.Kafka); err != nil {
 		return nil, err
 	}
@@ -116,7 +119,7 @@ const closeTimeout = 5 * time.Second
 func (m *Monitor) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	web := serve(m.listeners, m.cfg.Web, m.handler(), m.log)
+	web := serve(m.listeners, m.cfg.Web, m.handler(), stop, m.log)
 	var polling sync.WaitGroup
 	polling.Go(func() { m.poll(ctx) })
 	polling.Go(func() { m.alerting.run(ctx, instanceOf(m.Addresses()[0])) })

@@ -74,6 +74,8 @@ type writer struct {
 	epoch int16
 	next  map[target]int32 // sequence numbers
 	tx    transaction
+	// committed says that the transaction before the last Fence was.
+	committed bool
 
 	stream   bytes.Buffer // with the format arrow
 	buf      []byte       // keys and values

@@ -59,6 +59,9 @@ func (p *Producer) Fence(ctx context.Context, partition int) error {
 	w := p.writer(partition)
 	defer w.mu.Unlock()
 	w.id, w.tx = -1, transaction{}
+	if err := w.call(ctx, "look up transactional id "+w.transactionalID(), func() error { return w.lookUp(ctx) }); err != nil {
+		return err
+	}
 	return w.call(ctx, "take over transactional id "+w.transactionalID(), func() error {
 		answer, err := w.conn.Kafka.InitProducerID(ctx, &kafka.InitProducerIDRequest{
 			TransactionalID: w.transactionalID(), TransactionTimeoutMs: int(transactionTimeout.Milliseconds()), ProducerID: -1, ProducerEpoch: -1,
@@ -79,25 +82,70 @@ func (p *Producer) Fence(ctx context.Context, partition int) error {
 	})
 }
 
-// Release ends, without effect, what a transaction of an input partition has left
-// in a group though its coordinator knows of none that is open. The marker of an
-// aborted transaction, written to the group's offsets in our name, does that; Fence
-// waits for it.
+// lookUp keeps what becomes of the last transaction, since a coordinator that
+// gives a new epoch no longer says.
+func (w *writer) lookUp(ctx context.Context) error {
+	answer, err := w.conn.Transport.RoundTrip(ctx, w.conn.Kafka.Addr, &describeRequest{id: w.transactionalID(), clientID: w.conn.ClientID})
+	if err != nil {
+		if errors.Is(err, kafka.UnsupportedVersion) { // before Kafka 3.0
+			return nil
+		}
+		return err
+	}
+	described := answer.(*describeResponse)
+	if code := kafka.Error(described.errorCode); code != 0 {
+		if passing(code) {
+			return code
+		}
+		return nil // an id that is new; what else it is, taking over tells
+	}
+	switch described.state {
+	case "Empty": // taken over since: what was seen then holds
+	case "PrepareCommit", "CompleteCommit":
+		w.committed = true
+	default: // one that is open is aborted by who takes over
+		w.committed = false
+	}
+	return nil
+}
+
+// Release ends the last transaction of an input partition once more, where the
+// group still holds its offset back after Fence, in the same way: what was
+// committed is committed, all else is aborted, and so is one of which the
+// coordinator, asked after an instance was killed in between, no longer tells.
+// Fence waits for it.
+//
+// Kafka 4.2 and 4.3 need that: a coordinator that takes over while a partition
+// has no leader, since the only replica restarts, takes the partition for
+// deleted and ends the transaction without its marker (KAFKA-20734).
 func (p *Producer) Release(ctx context.Context, partition int, group string) error {
 	w := p.writer(partition)
 	defer w.mu.Unlock()
 	if w.id < 0 {
 		return errNotFenced
 	}
-	err := w.addOffsets(ctx, group)
-	if err == nil {
-		err = w.end(ctx, false)
-	}
-	if err != nil {
+	w.log.Warn("the group holds back the offset of a transaction that has ended: a marker is missing; writing it again", "partition", partition, "committed", w.committed)
+	if err := w.endAgain(ctx, group); err != nil {
 		w.id = -1
 		return fmt.Errorf("release the offset of partition %d in group %s: %w", partition, group, err)
 	}
 	return nil
+}
+
+func (w *writer) endAgain(ctx context.Context, group string) error {
+	for _, topic := range []string{w.cfg.Topic, w.cfg.DeadLetterTopic} {
+		to, err := w.target(ctx, topic)
+		if err == nil {
+			err = w.include(ctx, to)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := w.addOffsets(ctx, group); err != nil {
+		return err
+	}
+	return w.end(ctx, w.committed)
 }
 
 // Commit adds an offset to the open transaction of its partition, and commits

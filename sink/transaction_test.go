@@ -306,83 +306,125 @@ func TestExactlyOnceThroughErrors(t *testing.T) {
 	}
 }
 
-// A transaction that its coordinator has forgotten holds the group's offset back
-// for ever, until Release. Brokers that verify what is committed let nobody make
-// one; this one doesn't.
-func TestReleaseEndsAForgottenTransaction(t *testing.T) {
+// A transaction without its marker, in the group's offsets and in the topic of
+// the results, holds both back for ever, until Release ends it as its coordinator
+// has. Brokers that verify what is written let nobody make one; this one doesn't.
+func TestReleaseWritesALostMarker(t *testing.T) {
 	kafkatest.NeedReal(t)
 	f := newFixture(t, kafkatest.StartReal(t, 1, kafkatest.FreePorts(t, 2), "transaction.partition.verification.enable=false"), "json", 1)
-	f.CreateTopic("in", 1)
-	old := f.transactional()
-	if err := old.Fence(f.ctx, 0); err != nil {
-		t.Fatal(err)
+	for name, c := range map[string]struct {
+		committed bool
+		offset    int64 // of the group, after Release
+		results   string
+	}{
+		"committed": {true, 7, "before lost after"},
+		"aborted":   {false, -1, "after"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := *f
+			f.t, f.scores = t, "scores-"+name
+			in, group := "in-"+name, "group-"+name
+			f.CreateTopic(in, 1)
+			f.CreateTopic(f.scores, 1)
+			kafkatest.Eventually(t, time.Minute, func() error { return f.conn.Check(f.ctx, f.scores) })
+			write := func(p *Producer, key string) {
+				t.Helper()
+				if err := p.Write(f.ctx, 0, record(t, rows(1, key+" ")...)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			old := f.transactional()
+			if err := old.Fence(f.ctx, 0); err != nil {
+				t.Fatal(err)
+			}
+			write(old, "before")
+			w := old.writer(0)
+			err := w.addOffsets(f.ctx, group)
+			if err == nil {
+				err = w.end(f.ctx, c.committed)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			kafkatest.Eventually(t, time.Minute, func() error {
+				answer, err := f.conn.Transport.RoundTrip(f.ctx, f.conn.Kafka.Addr, &describeRequest{id: w.transactionalID()})
+				if err == nil && !strings.HasPrefix(answer.(*describeResponse).state, "Complete") {
+					err = fmt.Errorf("the transaction is %s", answer.(*describeResponse).state)
+				}
+				return err
+			})
+			// The next ones belong to no transaction that the coordinator knows.
+			w.mu.Unlock()
+			kafkatest.Eventually(t, time.Minute, func() error {
+				answer, err := f.conn.Kafka.TxnOffsetCommit(f.ctx, &kafka.TxnOffsetCommitRequest{
+					TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch), GroupID: group, GenerationID: -1,
+					Topics: map[string][]kafka.TxnOffsetCommit{in: {{Partition: 0, Offset: 7}}},
+				})
+				if err != nil {
+					return err
+				}
+				return answer.Topics[in][0].Error
+			})
+			write(old, "lost")
+
+			next := f.transactional()
+			if err := next.Release(f.ctx, 0, group); !errors.Is(err, errNotFenced) {
+				t.Errorf("released before Fence: %v", err)
+			}
+			for range 2 { // the second one is told less by the coordinator
+				if err := next.Fence(f.ctx, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := f.stable(group, in); !errors.Is(err, kerr.UnstableOffsetCommit) {
+				t.Fatalf("the transaction holds nothing back: %v", err)
+			}
+			if err := errors.Join(next.Release(f.ctx, 0, group), next.Fence(f.ctx, 0)); err != nil {
+				t.Fatal(err)
+			}
+			kafkatest.Eventually(t, 20*time.Second, func() error {
+				if at, err := f.stable(group, in); err != nil || at != c.offset {
+					return fmt.Errorf("after Release the group's offset is %d (%v), want %d", at, err, c.offset)
+				}
+				return nil
+			})
+			write(next, "after")
+			if err := next.Commit(f.ctx, Offset{Topic: in, Partition: 0, Offset: 9, Group: group, Generation: -1}); err != nil {
+				t.Fatal(err)
+			}
+			// The markers of a transaction that is committed come a little later.
+			kafkatest.Eventually(t, 20*time.Second, func() error {
+				if at, err := f.stable(group, in); err != nil || at != 9 {
+					return fmt.Errorf("the group's offset is %d (%v), want 9", at, err)
+				}
+				var keys []string
+				for _, r := range f.ReadAll(f.scores) {
+					keys = append(keys, strings.Fields(string(r.Key))[0])
+				}
+				if got := strings.Join(keys, " "); got != c.results {
+					return fmt.Errorf("results %s, want %s", got, c.results)
+				}
+				return nil
+			})
+		})
 	}
-	w := old.writer(0)
-	request := &kafka.TxnOffsetCommitRequest{
-		TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch), GroupID: "g", GenerationID: -1,
-		Topics: map[string][]kafka.TxnOffsetCommit{"in": {{Partition: 0, Offset: 7}}},
+}
+
+// stable is what the group has committed, as one asks who waits for no open
+// transaction: or kerr.UnstableOffsetCommit.
+func (f *fixture) stable(group, topic string) (int64, error) {
+	ask := kmsg.NewOffsetFetchRequest()
+	ask.RequireStable = true
+	of := kmsg.NewOffsetFetchRequestGroup()
+	of.Group = group
+	partitions := kmsg.NewOffsetFetchRequestGroupTopic()
+	partitions.Topic, partitions.Partitions = topic, []int32{0}
+	of.Topics = append(of.Topics, partitions)
+	ask.Groups = append(ask.Groups, of)
+	answer, err := ask.RequestWith(f.ctx, f.Client())
+	if err != nil {
+		return 0, err
 	}
-	w.mu.Unlock()
-	kafkatest.Eventually(t, time.Minute, func() error {
-		answer, err := f.conn.Kafka.TxnOffsetCommit(f.ctx, request)
-		if err != nil {
-			return err
-		}
-		return answer.Topics["in"][0].Error
-	})
-	stable := func() (int64, error) {
-		ask := kmsg.NewOffsetFetchRequest()
-		ask.Group, ask.RequireStable = "g", true
-		group := kmsg.NewOffsetFetchRequestGroup()
-		group.Group = "g"
-		topic := kmsg.NewOffsetFetchRequestGroupTopic()
-		topic.Topic, topic.Partitions = "in", []int32{0}
-		group.Topics = append(group.Topics, topic)
-		ask.Groups = append(ask.Groups, group)
-		single := kmsg.NewOffsetFetchRequestTopic()
-		single.Topic, single.Partitions = "in", []int32{0}
-		ask.Topics = append(ask.Topics, single)
-		answer, err := ask.RequestWith(f.ctx, f.Client())
-		if err != nil {
-			return 0, err
-		}
-		if len(answer.Groups) == 1 {
-			p := answer.Groups[0].Topics[0].Partitions[0]
-			return p.Offset, kerr.ErrorForCode(p.ErrorCode)
-		}
-		p := answer.Topics[0].Partitions[0]
-		return p.Offset, kerr.ErrorForCode(p.ErrorCode)
-	}
-	next := f.transactional()
-	if err := next.Release(f.ctx, 0, "g"); !errors.Is(err, errNotFenced) {
-		t.Errorf("released before Fence: %v", err)
-	}
-	if err := next.Fence(f.ctx, 0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stable(); !errors.Is(err, kerr.UnstableOffsetCommit) {
-		t.Fatalf("the forgotten transaction holds nothing back: %v", err)
-	}
-	if err := errors.Join(next.Release(f.ctx, 0, "g"), next.Fence(f.ctx, 0)); err != nil {
-		t.Fatal(err)
-	}
-	kafkatest.Eventually(t, 20*time.Second, func() error {
-		if at, err := stable(); err != nil || at != -1 {
-			return fmt.Errorf("after Release the group's offset is %d (%v), want none", at, err)
-		}
-		return nil
-	})
-	if err := next.Write(f.ctx, 0, record(t, rows(1, "late")...)); err != nil {
-		t.Fatal(err)
-	}
-	if err := next.Commit(f.ctx, Offset{Topic: "in", Partition: 0, Offset: 9, Group: "g", Generation: -1}); err != nil {
-		t.Fatal(err)
-	}
-	// The markers of a transaction that is committed come a little later.
-	kafkatest.Eventually(t, 20*time.Second, func() error {
-		if at, err := stable(); err != nil || at != 9 {
-			return fmt.Errorf("the group's offset is %d (%v), want 9", at, err)
-		}
-		return nil
-	})
+	p := answer.Groups[0].Topics[0].Partitions[0]
+	return p.Offset, kerr.ErrorForCode(p.ErrorCode)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 	produceAPI "github.com/segmentio/kafka-go/protocol/produce"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 const (
@@ -89,24 +90,32 @@ func (r *produceRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error)
 	return r.decode(rw)
 }
 
-// maxResponse bounds the answer for one partition: names, and what is wrong with
-// single records.
+// maxResponse bounds an answer: names, and what is wrong with single records.
 const maxResponse = 1 << 20
 
-// decode reads a response up to the partition's error, and passes the rest.
-func (r *produceRequest) decode(from io.Reader) (*produceResponse, error) {
-	be := binary.BigEndian
+// readResponse reads a response from its correlation id on.
+func readResponse(from io.Reader, what string) ([]byte, error) {
 	var size [4]byte
 	if _, err := io.ReadFull(from, size[:]); err != nil {
 		return nil, err
 	}
-	length := int64(int32(be.Uint32(size[:])))
+	length := int64(int32(binary.BigEndian.Uint32(size[:])))
 	if length < 0 || length > maxResponse {
-		return nil, fmt.Errorf("the produce response claims %d bytes, expected at most %d", length, maxResponse)
+		return nil, fmt.Errorf("the %s claims %d bytes, expected at most %d", what, length, maxResponse)
 	}
 	in := make([]byte, length)
 	if _, err := io.ReadFull(from, in); err != nil {
-		return nil, fmt.Errorf("read the produce response: %w", err)
+		return nil, fmt.Errorf("read the %s: %w", what, err)
+	}
+	return in, nil
+}
+
+// decode reads a response up to the partition's error, and passes the rest.
+func (r *produceRequest) decode(from io.Reader) (*produceResponse, error) {
+	be := binary.BigEndian
+	in, err := readResponse(from, "produce response")
+	if err != nil {
+		return nil, err
 	}
 	// correlation int32, topics int32, name, partitions int32, partition int32, error int16
 	name := len(r.to.topic)
@@ -118,4 +127,58 @@ func (r *produceRequest) decode(from io.Reader) (*produceResponse, error) {
 		return nil, fmt.Errorf("the produce response is for %d partitions from %d on, expected %d alone", n, partition, r.to.partition)
 	}
 	return &produceResponse{errorCode: int16(be.Uint16(in[8:]))}, nil
+}
+
+// A describeRequest asks a transactional id's coordinator what has become of its
+// last transaction: DescribeTransactions of Kafka 3.0, which kafka-go lacks.
+type describeRequest struct {
+	id, clientID string
+	known        bool // to the broker
+}
+
+type describeResponse struct {
+	errorCode int16
+	state     string // as kafka.coordinator.transaction.TransactionState names it
+}
+
+const describeTransactions protocol.ApiKey = 65
+
+func (*describeRequest) ApiKey() protocol.ApiKey  { return describeTransactions }
+func (*describeResponse) ApiKey() protocol.ApiKey { return describeTransactions }
+
+// Transaction routes the request to the id's coordinator.
+func (r *describeRequest) Transaction() string { return r.id }
+
+// Required makes kafka-go call RawExchange.
+func (r *describeRequest) Required(versions map[protocol.ApiKey]int16) bool {
+	_, r.known = versions[describeTransactions]
+	return true
+}
+
+// RawExchange writes the request and reads the response.
+func (r *describeRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error) {
+	if !r.known {
+		return nil, kafka.UnsupportedVersion
+	}
+	request := kmsg.NewPtrDescribeTransactionsRequest()
+	request.TransactionalIDs = []string{r.id}
+	if _, err := rw.Write(kmsg.NewRequestFormatter(kmsg.FormatterClientID(r.clientID)).AppendRequest(nil, request, 0)); err != nil {
+		return nil, err
+	}
+	in, err := readResponse(rw, "description of a transactional id")
+	if err != nil {
+		return nil, err
+	}
+	response := request.ResponseKind().(*kmsg.DescribeTransactionsResponse)
+	// correlation int32, no tagged fields
+	if len(in) < 5 || in[4] != 0 {
+		return nil, fmt.Errorf("the description of transactional id %s begins with % x, expected its correlation id and no tagged fields", r.id, in[:min(len(in), 5)])
+	}
+	if err := response.ReadFrom(in[5:]); err != nil {
+		return nil, fmt.Errorf("the description of transactional id %s: %w", r.id, err)
+	}
+	if len(response.TransactionStates) != 1 || response.TransactionStates[0].TransactionalID != r.id {
+		return nil, fmt.Errorf("the broker described %d transactional ids, expected %s alone", len(response.TransactionStates), r.id)
+	}
+	return &describeResponse{errorCode: response.TransactionStates[0].ErrorCode, state: response.TransactionStates[0].State}, nil
 }

@@ -42,6 +42,9 @@ the time from when the record was due, by the clocks of both.`,
   oodmon bench line --brokers localhost:9092 --delivery exactly-once`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := opts.Validate(); err != nil {
+				return withExit(exitUsage, err)
+			}
 			self, err := os.Executable()
 			if err != nil {
 				return fmt.Errorf("find this program: %w", err)

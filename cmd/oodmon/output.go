@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
+	"github.com/oodmon/oodmon/internal/atomicfile"
 	"github.com/spf13/cobra"
 )
 
@@ -49,19 +49,10 @@ func createFile(path string) (io.Writer, func(error) error, error) {
 		w := bufio.NewWriterSize(f, 1<<16)
 		return w, func(err error) error { return errors.Join(err, w.Flush(), f.Close()) }, nil
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".oodmon-*")
+	f, err := atomicfile.Create(path, 0o644)
 	if err != nil {
 		return nil, nil, err
 	}
 	w := bufio.NewWriterSize(f, 1<<16)
-	return w, func(err error) error {
-		err = errors.Join(err, w.Flush(), f.Chmod(0o644), f.Sync(), f.Close())
-		if err == nil {
-			err = os.Rename(f.Name(), path)
-		}
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-		return err
-	}, nil
+	return w, func(err error) error { return f.Finish(errors.Join(err, w.Flush())) }, nil
 }

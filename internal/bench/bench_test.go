@@ -60,11 +60,11 @@ func TestOptionsThatDoNotFit(t *testing.T) {
 	} {
 		o := fine
 		change(&o)
-		if err := o.validate(); err == nil || err.Error() != want {
+		if err := o.Validate(); err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
-	if err := fine.validate(); err != nil {
+	if err := fine.Validate(); err != nil {
 		t.Error(err)
 	}
 }

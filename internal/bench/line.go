@@ -92,7 +92,8 @@ type ReadResult struct {
 	Ratio float64 `json:"line_over_read"`
 }
 
-func (o *LineOptions) validate() error {
+// Validate reports the first option that cannot work, with its flag.
+func (o *LineOptions) Validate() error {
 	for _, v := range []struct {
 		flag  string
 		value int
@@ -135,9 +136,6 @@ type lineBench struct {
 // Line fills a topic once and lets fresh monitors drain it in each run; with a
 // rate, it offers each run's records on a schedule to monitors that wait.
 func Line(ctx context.Context, opts LineOptions) (_ *LineResult, err error) {
-	if err := opts.validate(); err != nil {
-		return nil, err
-	}
 	result := &LineResult{
 		Broker: "embedded (kfake)", Records: opts.Records, Dim: opts.Dim, Classes: opts.Classes, Partitions: opts.Partitions,
 		Vectors: opts.Vectors, Segments: opts.Segments, Rate: opts.Rate, Instances: opts.Instances, Pin: opts.Pin,
