@@ -7,9 +7,10 @@ var (
 		name: "avx512",
 		nearest: &nearestKernel{
 			lanes: 16,
+			block: 768 << 10,
 			panels: []panelKernel{
-				{32, []tileKernel{{12, panel12x32AVX512}, {4, panel4x32AVX512}, {1, panel1x32AVX512}}},
-				{16, []tileKernel{{12, panel12x16AVX512}, {4, panel4x16AVX512}, {1, panel1x16AVX512}}},
+				wide(32, tileKernel{12, panel12x32AVX512}, tileKernel{4, panel4x32AVX512}, tileKernel{1, panel1x32AVX512}),
+				wide(16, tileKernel{12, panel12x16AVX512}, tileKernel{4, panel4x16AVX512}, tileKernel{1, panel1x16AVX512}),
 			},
 			norms:     normsAVX512,
 			finish:    finishAVX512,
@@ -21,8 +22,12 @@ var (
 	avx2 = Implementation{
 		name: "avx2",
 		nearest: &nearestKernel{
-			lanes:     8,
-			panels:    []panelKernel{{16, []tileKernel{{6, panel6x16AVX2}, {2, panel2x16AVX2}, {1, panel1x16AVX2}}}},
+			lanes: 8,
+			block: 192 << 10, // CPUs without AVX-512 have 512 KB and less a core
+			panels: []panelKernel{
+				wide(16, tileKernel{6, panel6x16AVX2}, tileKernel{2, panel2x16AVX2}, tileKernel{1, panel1x16AVX2}),
+				narrow(5, 10, 8, tileKernel{2, panel2x5AVX2}, tileKernel{1, panel1x5AVX2}),
+			},
 			norms:     normsAVX2,
 			finish:    finishAVX2,
 			distances: distancesAVX2,

@@ -11,7 +11,8 @@ var neon = Implementation{
 	name: "neon",
 	nearest: &nearestKernel{
 		lanes:     neonLanes,
-		panels:    []panelKernel{{8, []tileKernel{{8, panel8x8NEON}, {1, panel1x8NEON}}}},
+		block:     768 << 10,
+		panels:    []panelKernel{wide(8, tileKernel{8, panel8x8NEON}, tileKernel{1, panel1x8NEON})},
 		norms:     normsNEON,
 		finish:    finishNEON,
 		distances: distancesNEON,

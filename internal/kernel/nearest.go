@@ -26,6 +26,7 @@ type Workspace struct {
 // and the lanes meet only once, at the end.
 type nearestKernel struct {
 	lanes  int
+	block  int           // the most bytes of a block of rows
 	panels []panelKernel // the widest first
 	// norms sets inv to 1/‖row‖ and empties the states. It returns how many
 	// rows have a sum of squares outside [leastSum, mostSum].
@@ -39,9 +40,26 @@ type nearestKernel struct {
 }
 
 // A panelKernel takes the dot products of rows with a panel of width prototypes.
+// The first of a nearestKernel takes any number of prototypes, another one the
+// last upTo.
 type panelKernel struct {
-	width int
-	tiles []tileKernel // the tallest first; the last has one row
+	width, upTo int
+	line        int          // values in a line of biases, or of products of a row
+	group       int          // dimensions of a prototype that lie side by side in a panel
+	part        int          // dimensions of a part: a multiple of group
+	tiles       []tileKernel // the tallest first; the last has one row
+}
+
+// wide is a panelKernel whose lanes are prototypes.
+func wide(width int, tiles ...tileKernel) panelKernel {
+	return panelKernel{width: width, upTo: width, line: width, group: 1, part: partValues, tiles: tiles}
+}
+
+// narrow is one whose lanes are dimensions, so that none is idle where a few
+// prototypes are left. A part of 512 values adds fewer roundings than
+// partValues, since each lane has its own sum.
+func narrow(width, upTo, lanes int, tiles ...tileKernel) panelKernel {
+	return panelKernel{width: width, upTo: upTo, line: lanes, group: lanes, part: 512, tiles: tiles}
 }
 
 // A tileKernel takes the products of tiles times rows rows, by count of their d
@@ -78,11 +96,12 @@ const (
 // tinySquare is the squared distance under which float32 is not exact enough.
 const tinySquare = 0x1p-14
 
-// A block of rows, with the next, stays in a second-level cache of 1 MB; it need
-// not be large where there are few panels to read for it.
+// A block of rows, with the next, stays in the second-level cache. It need not be
+// large where there are few panels to read for it, nor may it have few rows where
+// there are many.
 const (
-	mostBlock     = 768 << 10
 	blockPerPanel = 24 << 10
+	fewestRows    = 48
 )
 
 // Nearest finds the nearest prototype of each row of x, n×D row-major, where n
@@ -115,8 +134,9 @@ func (p *Prototypes) Nearest(w *Workspace, x []float32, dist []float32, class []
 
 // blockRows returns the number of rows of a block.
 func (p *Prototypes) blockRows() int {
-	bytes := min(mostBlock, blockPerPanel*len(p.panels))
-	return max(bytes/(4*p.d)/24*24, 24)
+	row := 4 * p.d
+	bytes := min(max(p.kernel.block, fewestRows*row), blockPerPanel*len(p.panels))
+	return max(bytes/row/24*24, 24)
 }
 
 func (w *Workspace) grow(n int, p *Prototypes) {
@@ -130,7 +150,7 @@ func (w *Workspace) grow(n int, p *Prototypes) {
 	}
 	grow(&w.inv, n)
 	grow(&w.state, n*3*p.kernel.lanes)
-	grow(&w.partial, n*p.kernel.panels[0].width)
+	grow(&w.partial, n*p.kernel.panels[0].line)
 	grow(&w.row, p.d)
 	grow(&w.squared, p.c)
 }
@@ -146,15 +166,15 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 	bad := k.norms(&x[0], n, d, &w.inv[0], &w.state[0], next(0))
 	for i := range p.panels {
 		panel := &p.panels[i]
-		for k0 := 0; k0 < d; k0 += partValues {
-			count, part, bias := min(partValues, d-k0), 0, &p.zero[0]
+		for k0 := 0; k0 < d; k0 += panel.kernel.part {
+			count, part, bias := min(panel.kernel.part, d-k0), 0, &p.zero[0]
 			if k0 == 0 {
-				part, bias = partFirst, &panel.w[0]
+				part, bias = partFirst, &panel.bias[0]
 			}
 			if k0+count == d {
 				part |= partLast
 			}
-			row, width := 0, panel.kernel.width
+			row, width, line := 0, panel.kernel.width, panel.kernel.line
 			for _, tile := range panel.kernel.tiles {
 				tiles := (n - row) / tile.rows
 				if tiles == 0 {
@@ -166,7 +186,7 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 					done := (n*k0 + row*count) / (2 * fetching)
 					ahead, step = next(share+2*share*i/fetching+done), 8*tile.rows/fetching
 				}
-				tile.f(&x[row*d+k0], tiles, d, count, bias, &panel.w[(1+k0)*width], &w.partial[row*width], part, &w.state[row*3*k.lanes], panel.first, ahead, step)
+				tile.f(&x[row*d+k0], tiles, d, count, bias, &panel.w[k0*width], &w.partial[row*line], part, &w.state[row*3*k.lanes], panel.first, ahead, step)
 				row += tiles * tile.rows
 			}
 		}
@@ -187,10 +207,10 @@ func (p *Prototypes) nearest(w *Workspace, x []float32, n int, dist []float32, c
 	}
 }
 
-// after returns the address of line k0 of a panel, or of the next panel.
+// after returns the address of dimension k0 of a panel, or of the next panel.
 func (p *Prototypes) after(panel, k0 int) *float32 {
 	if k0 < p.d {
-		return &p.panels[panel].w[(1+k0)*p.panels[panel].kernel.width]
+		return &p.panels[panel].w[k0*p.panels[panel].kernel.width]
 	}
 	return &p.panels[(panel+1)%len(p.panels)].w[0]
 }

@@ -74,6 +74,16 @@ func panel2x16AVX2(x *float32, tiles int, d int, count int, bias *float32, panel
 //go:noescape
 func panel1x16AVX2(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
 
+// panel2x5AVX2 multiplies tiles > 0 times 2 rows by a panel of 5 prototypes: see tileKernel.
+//
+//go:noescape
+func panel2x5AVX2(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
+
+// panel1x5AVX2 multiplies tiles > 0 times 1 rows by a panel of 5 prototypes: see tileKernel.
+//
+//go:noescape
+func panel1x5AVX2(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
+
 // finishAVX2 sets dist and class of n > 0 rows of x from their states, and writes to near the
 // numbers of the rows whose runner-up is nearer than tie, or whose squared distance is under
 // tinySquare. It returns how many these are.

@@ -2801,6 +2801,315 @@ done75:
 	VZEROUPPER
 	RET
 
+// func panel2x5AVX2(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·panel2x5AVX2(SB), NOSPLIT, $0-96
+	MOVQ x+0(FP), AX
+	MOVQ tiles+8(FP), CX
+	MOVQ state+64(FP), DX
+	MOVQ partial+48(FP), BX
+	MOVQ next+80(FP), SI
+	MOVQ step+88(FP), DI
+	MOVQ d+16(FP), R8
+	SHLQ $0x02, R8
+
+tile:
+	MOVQ   AX, R9
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   panel+40(FP), R10
+	LEAQ   (R9)(R8*2), R11
+	MOVQ   count+24(FP), R12
+	SUBQ   $0x10, R12
+	JLT    eight77
+
+sixteen76:
+	VMOVUPS     (R9), Y10
+	VMOVUPS     (R9)(R8*1), Y11
+	VMOVUPS     (R10), Y12
+	VFMADD231PS Y12, Y10, Y0
+	VFMADD231PS Y12, Y11, Y5
+	VMOVUPS     32(R10), Y12
+	VFMADD231PS Y12, Y10, Y1
+	VFMADD231PS Y12, Y11, Y6
+	VMOVUPS     64(R10), Y12
+	VFMADD231PS Y12, Y10, Y2
+	VFMADD231PS Y12, Y11, Y7
+	VMOVUPS     96(R10), Y12
+	VFMADD231PS Y12, Y10, Y3
+	VFMADD231PS Y12, Y11, Y8
+	VMOVUPS     128(R10), Y12
+	VFMADD231PS Y12, Y10, Y4
+	VFMADD231PS Y12, Y11, Y9
+	VMOVUPS     32(R9), Y10
+	VMOVUPS     32(R9)(R8*1), Y11
+	VMOVUPS     160(R10), Y12
+	VFMADD231PS Y12, Y10, Y0
+	VFMADD231PS Y12, Y11, Y5
+	VMOVUPS     192(R10), Y12
+	VFMADD231PS Y12, Y10, Y1
+	VFMADD231PS Y12, Y11, Y6
+	VMOVUPS     224(R10), Y12
+	VFMADD231PS Y12, Y10, Y2
+	VFMADD231PS Y12, Y11, Y7
+	VMOVUPS     256(R10), Y12
+	VFMADD231PS Y12, Y10, Y3
+	VFMADD231PS Y12, Y11, Y8
+	VMOVUPS     288(R10), Y12
+	VFMADD231PS Y12, Y10, Y4
+	VFMADD231PS Y12, Y11, Y9
+	PREFETCHT1  (SI)
+	PREFETCHT0  (R11)
+	PREFETCHT0  (R11)(R8*1)
+	ADDQ        $0x40, R11
+	LEAQ        (SI)(DI*4), SI
+	ADDQ        $0x40, R9
+	ADDQ        $0x00000140, R10
+	SUBQ        $0x10, R12
+	JGE         sixteen76
+
+eight77:
+	ADDQ        $0x08, R12
+	JLT         rest78
+	VMOVUPS     (R9), Y10
+	VMOVUPS     (R9)(R8*1), Y11
+	VMOVUPS     (R10), Y12
+	VFMADD231PS Y12, Y10, Y0
+	VFMADD231PS Y12, Y11, Y5
+	VMOVUPS     32(R10), Y12
+	VFMADD231PS Y12, Y10, Y1
+	VFMADD231PS Y12, Y11, Y6
+	VMOVUPS     64(R10), Y12
+	VFMADD231PS Y12, Y10, Y2
+	VFMADD231PS Y12, Y11, Y7
+	VMOVUPS     96(R10), Y12
+	VFMADD231PS Y12, Y10, Y3
+	VFMADD231PS Y12, Y11, Y8
+	VMOVUPS     128(R10), Y12
+	VFMADD231PS Y12, Y10, Y4
+	VFMADD231PS Y12, Y11, Y9
+	ADDQ        $0x20, R9
+	ADDQ        $0x000000a0, R10
+	SUBQ        $0x08, R12
+
+rest78:
+	ADDQ        $0x08, R12
+	JZ          end79
+	LEAQ        ones<>+0(SB), R11
+	NEGQ        R12
+	VMOVUPS     256(R11)(R12*4), Y10
+	VMASKMOVPS  (R9), Y10, Y11
+	VMASKMOVPS  (R9)(R8*1), Y10, Y10
+	VMOVUPS     (R10), Y12
+	VFMADD231PS Y12, Y11, Y0
+	VFMADD231PS Y12, Y10, Y5
+	VMOVUPS     32(R10), Y12
+	VFMADD231PS Y12, Y11, Y1
+	VFMADD231PS Y12, Y10, Y6
+	VMOVUPS     64(R10), Y12
+	VFMADD231PS Y12, Y11, Y2
+	VFMADD231PS Y12, Y10, Y7
+	VMOVUPS     96(R10), Y12
+	VFMADD231PS Y12, Y11, Y3
+	VFMADD231PS Y12, Y10, Y8
+	VMOVUPS     128(R10), Y12
+	VFMADD231PS Y12, Y11, Y4
+	VFMADD231PS Y12, Y10, Y9
+
+end79:
+	MOVQ       bias+32(FP), R9
+	VHADDPS    Y1, Y0, Y0
+	VHADDPS    Y3, Y2, Y2
+	VHADDPS    Y4, Y4, Y4
+	VHADDPS    Y2, Y0, Y0
+	VHADDPS    Y4, Y4, Y4
+	VPERM2F128 $0x20, Y4, Y0, Y1
+	VPERM2F128 $0x31, Y4, Y0, Y2
+	VADDPS     Y2, Y1, Y1
+	VADDPS     (R9), Y1, Y1
+	VHADDPS    Y6, Y5, Y5
+	VHADDPS    Y8, Y7, Y7
+	VHADDPS    Y9, Y9, Y9
+	VHADDPS    Y7, Y5, Y5
+	VHADDPS    Y9, Y9, Y9
+	VPERM2F128 $0x20, Y9, Y5, Y6
+	VPERM2F128 $0x31, Y9, Y5, Y7
+	VADDPS     Y7, Y6, Y6
+	VADDPS     (R9), Y6, Y6
+	MOVQ       part+56(FP), R9
+	TESTQ      $0x00000001, R9
+	JNZ        first80
+	VADDPS     (BX), Y1, Y1
+	VADDPS     32(BX), Y6, Y6
+
+first80:
+	TESTQ   $0x00000002, R9
+	JNZ     last81
+	VMOVUPS Y1, (BX)
+	VMOVUPS Y6, 32(BX)
+	ADDQ    $0x00000040, BX
+	JMP     done82
+
+last81:
+	ADDQ         $0x00000040, BX
+	MOVQ         class+72(FP), R9
+	VMOVD        R9, X0
+	VPBROADCASTD X0, Y0
+	VPADDD       numbers<>+0(SB), Y0, Y0
+	VCMPPS       $0x12, (DX), Y1, Y2
+	VMINPS       (DX), Y1, Y3
+	VMAXPS       32(DX), Y3, Y3
+	VBLENDVPS    Y2, 64(DX), Y0, Y2
+	VMAXPS       (DX), Y1, Y1
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y3, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VCMPPS       $0x12, 96(DX), Y6, Y1
+	VMINPS       96(DX), Y6, Y2
+	VMAXPS       128(DX), Y2, Y2
+	VBLENDVPS    Y1, 160(DX), Y0, Y0
+	VMAXPS       96(DX), Y6, Y6
+	VMOVUPS      Y6, 96(DX)
+	VMOVUPS      Y2, 128(DX)
+	VMOVUPS      Y0, 160(DX)
+	ADDQ         $0x000000c0, DX
+
+done82:
+	IMUL3Q $0x00000002, R8, R9
+	ADDQ   R9, AX
+	DECQ   CX
+	JNZ    tile
+	VZEROUPPER
+	RET
+
+// func panel1x5AVX2(x *float32, tiles int, d int, count int, bias *float32, panel *float32, partial *float32, part int, state *float32, class int, next *float32, step int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·panel1x5AVX2(SB), NOSPLIT, $0-96
+	MOVQ x+0(FP), AX
+	MOVQ tiles+8(FP), CX
+	MOVQ state+64(FP), DX
+	MOVQ partial+48(FP), BX
+	MOVQ next+80(FP), SI
+	MOVQ step+88(FP), DI
+	MOVQ d+16(FP), R8
+	SHLQ $0x02, R8
+
+tile:
+	MOVQ   AX, R9
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	MOVQ   panel+40(FP), R10
+	LEAQ   (R9)(R8*1), R11
+	MOVQ   count+24(FP), R12
+	SUBQ   $0x10, R12
+	JLT    eight84
+
+sixteen83:
+	VMOVUPS     (R9), Y5
+	VFMADD231PS (R10), Y5, Y0
+	VFMADD231PS 32(R10), Y5, Y1
+	VFMADD231PS 64(R10), Y5, Y2
+	VFMADD231PS 96(R10), Y5, Y3
+	VFMADD231PS 128(R10), Y5, Y4
+	VMOVUPS     32(R9), Y5
+	VFMADD231PS 160(R10), Y5, Y0
+	VFMADD231PS 192(R10), Y5, Y1
+	VFMADD231PS 224(R10), Y5, Y2
+	VFMADD231PS 256(R10), Y5, Y3
+	VFMADD231PS 288(R10), Y5, Y4
+	PREFETCHT1  (SI)
+	PREFETCHT0  (R11)
+	ADDQ        $0x40, R11
+	LEAQ        (SI)(DI*4), SI
+	ADDQ        $0x40, R9
+	ADDQ        $0x00000140, R10
+	SUBQ        $0x10, R12
+	JGE         sixteen83
+
+eight84:
+	ADDQ        $0x08, R12
+	JLT         rest85
+	VMOVUPS     (R9), Y5
+	VFMADD231PS (R10), Y5, Y0
+	VFMADD231PS 32(R10), Y5, Y1
+	VFMADD231PS 64(R10), Y5, Y2
+	VFMADD231PS 96(R10), Y5, Y3
+	VFMADD231PS 128(R10), Y5, Y4
+	ADDQ        $0x20, R9
+	ADDQ        $0x000000a0, R10
+	SUBQ        $0x08, R12
+
+rest85:
+	ADDQ        $0x08, R12
+	JZ          end86
+	LEAQ        ones<>+0(SB), R11
+	NEGQ        R12
+	VMOVUPS     256(R11)(R12*4), Y5
+	VMASKMOVPS  (R9), Y5, Y5
+	VFMADD231PS (R10), Y5, Y0
+	VFMADD231PS 32(R10), Y5, Y1
+	VFMADD231PS 64(R10), Y5, Y2
+	VFMADD231PS 96(R10), Y5, Y3
+	VFMADD231PS 128(R10), Y5, Y4
+
+end86:
+	MOVQ       bias+32(FP), R9
+	VHADDPS    Y1, Y0, Y0
+	VHADDPS    Y3, Y2, Y2
+	VHADDPS    Y4, Y4, Y4
+	VHADDPS    Y2, Y0, Y0
+	VHADDPS    Y4, Y4, Y4
+	VPERM2F128 $0x20, Y4, Y0, Y1
+	VPERM2F128 $0x31, Y4, Y0, Y2
+	VADDPS     Y2, Y1, Y1
+	VADDPS     (R9), Y1, Y1
+	MOVQ       part+56(FP), R9
+	TESTQ      $0x00000001, R9
+	JNZ        first87
+	VADDPS     (BX), Y1, Y1
+
+first87:
+	TESTQ   $0x00000002, R9
+	JNZ     last88
+	VMOVUPS Y1, (BX)
+	ADDQ    $0x00000020, BX
+	JMP     done89
+
+last88:
+	ADDQ         $0x00000020, BX
+	MOVQ         class+72(FP), R9
+	VMOVD        R9, X0
+	VPBROADCASTD X0, Y0
+	VPADDD       numbers<>+0(SB), Y0, Y0
+	VCMPPS       $0x12, (DX), Y1, Y2
+	VMINPS       (DX), Y1, Y3
+	VMAXPS       32(DX), Y3, Y3
+	VBLENDVPS    Y2, 64(DX), Y0, Y0
+	VMAXPS       (DX), Y1, Y1
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y3, 32(DX)
+	VMOVUPS      Y0, 64(DX)
+	ADDQ         $0x00000060, DX
+
+done89:
+	IMUL3Q $0x00000001, R8, R9
+	ADDQ   R9, AX
+	DECQ   CX
+	JNZ    tile
+	VZEROUPPER
+	RET
+
 // func finishAVX2(x *float32, n int, d int, inv *float32, state *float32, unit *float32, last int, tie float32, dist *float32, class *int32, near *int32, next *float32) (count int)
 // Requires: AVX, CMOV, MMX+
 TEXT ·finishAVX2(SB), NOSPLIT, $0-104
@@ -2865,9 +3174,9 @@ row:
 	XORQ         R10, R10
 	MOVQ         DX, R13
 	SUBQ         $0x40, R13
-	JLT          tail77
+	JLT          tail91
 
-sum76:
+sum90:
 	PREFETCHT1 (SI)
 	ADDQ       $0x40, SI
 	VMOVUPS    (AX)(R10*1), Y9
@@ -2920,11 +3229,11 @@ sum76:
 	VADDPS     Y9, Y8, Y8
 	ADDQ       $0x00000100, R10
 	SUBQ       $0x40, R13
-	JGE        sum76
+	JGE        sum90
 
-tail77:
+tail91:
 	ADDQ       $0x40, R13
-	JZ         end78
+	JZ         end92
 	LEAQ       ones<>+0(SB), R15
 	NEGQ       R13
 	LEAQ       256(R15)(R13*4), R15
@@ -2993,7 +3302,7 @@ tail77:
 	VMULPS     Y9, Y9, Y9
 	VADDPS     Y9, Y8, Y8
 
-end78:
+end92:
 	VADDPS       Y5, Y1, Y1
 	VADDPS       Y6, Y2, Y2
 	VADDPS       Y7, Y3, Y3
@@ -3049,9 +3358,9 @@ row:
 	XORQ   DI, DI
 	MOVQ   CX, R8
 	SUBQ   $0x40, R8
-	JLT    tail80
+	JLT    tail94
 
-sum79:
+sum93:
 	VMOVUPS (AX)(DI*1), Y9
 	VMULPS  Y0, Y9, Y9
 	VMOVUPS (DX)(DI*1), Y10
@@ -3102,11 +3411,11 @@ sum79:
 	VADDPS  Y9, Y8, Y8
 	ADDQ    $0x00000100, DI
 	SUBQ    $0x40, R8
-	JGE     sum79
+	JGE     sum93
 
-tail80:
+tail94:
 	ADDQ       $0x40, R8
-	JZ         end81
+	JZ         end95
 	LEAQ       ones<>+0(SB), R9
 	NEGQ       R8
 	LEAQ       256(R9)(R8*4), R9
@@ -3175,7 +3484,7 @@ tail80:
 	VMULPS     Y9, Y9, Y9
 	VADDPS     Y9, Y8, Y8
 
-end81:
+end95:
 	VADDPS       Y5, Y1, Y1
 	VADDPS       Y6, Y2, Y2
 	VADDPS       Y7, Y3, Y3

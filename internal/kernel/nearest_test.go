@@ -221,6 +221,21 @@ func TestNearestBits(t *testing.T) {
 	}
 }
 
+// Long rows go in parts, whose last may end within a vector; the next row begins there.
+func TestNearestParts(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	for _, d := range []int{191, 193, 384, 511, 513, 520, 529, 1025} {
+		for _, c := range []int{1, 5, 6, 10, 11, 20, 26} {
+			const n = 61
+			x := normal(r, n*d, 1)
+			for i := 0; i < n; i += 3 { // rows without direction among the others
+				x[i*d] = float32(math.NaN())
+			}
+			check(t, x, normal(r, c*d, 1), n, c, d)
+		}
+	}
+}
+
 // All tails: every dimension and number of classes from 1 to 130 occurs, with
 // numbers of rows up to 40.
 func TestNearestTails(t *testing.T) {

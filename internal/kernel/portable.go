@@ -13,7 +13,8 @@ var portable = Implementation{
 	name: "go",
 	nearest: &nearestKernel{
 		lanes:     1,
-		panels:    []panelKernel{{1, []tileKernel{{4, panel4Go}, {1, panel1Go}}}},
+		block:     768 << 10,
+		panels:    []panelKernel{wide(1, tileKernel{4, panel4Go}, tileKernel{1, panel1Go})},
 		norms:     normsGo,
 		finish:    finishGo,
 		distances: rowDistancesGo,

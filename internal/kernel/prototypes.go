@@ -24,13 +24,13 @@ type Prototypes struct {
 	tie, slack float32
 }
 
-// A panel is some prototypes interleaved: one line of a bias, which is −inf for
-// a lane without prototype so that it never wins, then for each dimension a line
-// of its values.
+// A panel is some prototypes interleaved: for each group of dimensions the values
+// of each prototype in turn, zeros where there is none. The bias is a line of
+// zeros, and −inf for a lane without prototype so that it never wins.
 type panel struct {
-	kernel *panelKernel
-	first  int // class of the first lane
-	w      []float32
+	kernel  *panelKernel
+	first   int // class of the first lane
+	bias, w []float32
 }
 
 // Pack normalises the c×d prototypes p, row-major, for the active
@@ -57,7 +57,7 @@ func (i *Implementation) Pack(p []float32, c, d int) (*Prototypes, error) {
 	roundings := float64(min(d, partValues) + (d+partValues-1)/partValues + 4)
 	ps := &Prototypes{
 		c: c, d: d, unit: make([]float32, c*d), raw: append([]float32(nil), p...), inv: make([]float64, c), kernel: i.nearest,
-		zero: make([]float32, i.nearest.panels[0].width),
+		zero: make([]float32, i.nearest.panels[0].line),
 		tie:  float32(2.01 * u * roundings),
 		// Each squared distance, at most 4, adds up d/64 + 6 rounded numbers of
 		// one sign, of which each is wrong by a few u; and so is each direction.
@@ -75,8 +75,8 @@ func (i *Implementation) Pack(p []float32, c, d int) (*Prototypes, error) {
 	}
 	for first := 0; first < c; {
 		kernel := &i.nearest.panels[0]
-		for k := range i.nearest.panels { // the narrowest that takes all that are left
-			if i.nearest.panels[k].width >= c-first {
+		for k := range i.nearest.panels { // the narrowest that is for all that are left
+			if i.nearest.panels[k].upTo >= c-first {
 				kernel = &i.nearest.panels[k]
 			}
 		}
@@ -87,18 +87,18 @@ func (i *Implementation) Pack(p []float32, c, d int) (*Prototypes, error) {
 }
 
 func (p *Prototypes) pack(k *panelKernel, first int) panel {
-	w := make([]float32, (p.d+1)*k.width)
-	for lane := range k.width {
+	bias, w := make([]float32, k.line), make([]float32, (p.d+k.group-1)/k.group*k.group*k.width)
+	for lane := range bias {
 		class := first + lane
-		if class >= p.c {
-			w[lane] = float32(math.Inf(-1))
+		if lane >= k.width || class >= p.c {
+			bias[lane] = float32(math.Inf(-1))
 			continue
 		}
 		for j, v := range p.unit[class*p.d:][:p.d] {
-			w[(j+1)*k.width+lane] = v
+			w[(j/k.group*k.width+lane)*k.group+j%k.group] = v
 		}
 	}
-	return panel{k, first, w}
+	return panel{k, first, bias, w}
 }
 
 // Classes returns C.

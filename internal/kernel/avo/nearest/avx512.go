@@ -10,7 +10,7 @@ type avx512 struct{}
 
 func (avx512) name() string           { return "AVX512" }
 func (avx512) bytes() int             { return 64 }
-func (avx512) panels() []shape        { return []shape{{2, []int{12, 4, 1}}, {1, []int{12, 4, 1}}} }
+func (avx512) panels() []shape        { return []shape{{32, []int{12, 4, 1}}, {16, []int{12, 4, 1}}} }
 func (avx512) vector() reg.VecVirtual { return ZMM() }
 func (avx512) zero(v reg.VecVirtual)  { VPXORD(v, v, v) }
 

@@ -46,11 +46,12 @@ const (
 	stateVectors
 )
 
-// A shape is a width of panels, in vectors, with the numbers of rows in a tile
-// that there are functions for.
+// A shape is a number of prototypes in a panel, with the numbers of rows in a
+// tile that there are functions for. Where it is not of whole vectors, lanes are
+// dimensions, not prototypes: see narrowProducts.
 type shape struct {
-	width   int
-	heights []int
+	prototypes int
+	heights    []int
 }
 
 var sequence int
@@ -68,10 +69,11 @@ func at(pointers []reg.GPVirtual, stride reg.GPVirtual, r, disp int) Mem {
 }
 
 // panel generates a function that multiplies tiles of height rows by one panel
-// of width·lanes prototypes, or by some of its dimensions, and at the last takes
+// of so many prototypes, or by some of its dimensions, and at the last takes
 // the products into the rows' states.
-func panel(a isa, width, height int) {
-	prototypes := width * a.bytes() / 4
+func panel(a isa, prototypes, height int) {
+	lanes := a.bytes() / 4
+	width := (prototypes + lanes - 1) / lanes
 	name := fmt.Sprintf("panel%dx%d%s", height, prototypes, a.name())
 	TEXT(name, NOSPLIT, "func(x *float32, tiles, d, count int, bias, panel, partial *float32, part int, state *float32, class int, next *float32, step int)")
 	Pragma("noescape")
@@ -95,7 +97,12 @@ func panel(a isa, width, height int) {
 			ADDQ(stride, pointers[i])
 		}
 	}
-	sums := products(a, width, height, pointers, stride, next, step)
+	var sums [][]reg.VecVirtual
+	if prototypes%lanes == 0 {
+		sums = products(a, width, height, pointers, stride, next, step)
+	} else {
+		sums = narrowProducts(height, pointers, stride, next, step)
+	}
 	each := func(f func(v reg.VecVirtual, m Mem)) {
 		for r, row := range sums {
 			for i, v := range row {
@@ -481,7 +488,7 @@ func main() {
 		norms(a)
 		for _, p := range a.panels() {
 			for _, height := range p.heights {
-				panel(a, p.width, height)
+				panel(a, p.prototypes, height)
 			}
 		}
 		finish(a)
