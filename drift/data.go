@@ -34,6 +34,11 @@ type Batch struct {
 	Embedding []float32
 }
 
+func (b *Batch) embedding(row int32) []float32 {
+	dim := len(b.Embedding) / len(b.Offset)
+	return b.Embedding[int(row)*dim:][:dim]
+}
+
 // Texts are a column of texts, as Arrow has it.
 type Texts interface{ Value(i int) string }
 

@@ -351,8 +351,7 @@ func TestEvidenceIsAffine(t *testing.T) {
 		}
 		s.b.last = float64(from)
 		for i := from; i < to; i++ {
-			at := mark{}
-			s.e.observe(bits[i], scores[i], 0, false, nil, &at, float64(i+1))
+			s.record(bits[i], scores[i], 0, float64(i+1))
 			s.e.settle(float64(i + 1))
 		}
 		return s.b.r
@@ -431,6 +430,24 @@ func TestLiveReference(t *testing.T) {
 	}
 	if f.feed(3000, kind{score: mixed(.4)}); !f.watch.Status().Detectors[0].Active {
 		t.Errorf("no alarm: %+v", f.watch.Status())
+	}
+}
+
+// A small live reference ends the warm-up for change, too.
+func TestSmallLiveReference(t *testing.T) {
+	f := newFixture(t, 1000, func(c *Config) { c.Block, c.ReferenceRecords = 0, 1000 })
+	f.feed(1500, kind{score: inControl})
+	for _, d := range f.watch.Status().Detectors {
+		if d.Block == 0 {
+			t.Errorf("%s has not begun after 1500 records", d.Detector)
+		}
+	}
+	found := make(map[string]bool)
+	for _, a := range f.feed(4000, kind{score: mixed(.4)}) {
+		found[a.Detector] = true
+	}
+	if !found[Shift] || !found[Change] {
+		t.Errorf("alarms of %v, want both detectors", found)
 	}
 }
 

@@ -16,7 +16,8 @@ type options struct {
 	block     int // 0: by the stream
 	reference int // live records that make one
 	project   bool
-	samples   int
+	samples   int  // of each end, for an incident
+	show      bool // with their embeddings
 	key       uint64
 }
 
@@ -87,7 +88,7 @@ func (b *betting) begin(l *layout, limits []float64, block int, threshold, now f
 	b.starts = make([]start, len(b.bets))
 	b.block, b.last, b.n, b.count, b.blocks = block, now, 0, 0, 0
 	b.partial, b.sums, b.closed = make([]float64, n), make([]float64, n), make([]float64, n)
-	b.seen = make([]int, 0, n)
+	b.seen = make([]int, 0, n+1)
 	b.ranks = []ranks{{first: featUp}}
 	for k := range l.projections {
 		b.ranks = append(b.ranks, ranks{first: scoreFeatures + l.groupCount + perRank*k})
@@ -109,52 +110,111 @@ func (b *betting) resume() {
 	}
 }
 
-// hit adds a record in which a feature is 1 that is 0 in most.
-func (b *betting) hit(feature int) {
-	if b.partial[feature] == 0 {
-		b.seen = append(b.seen, feature)
+// room is how many records come before the closed blocks are to be settled, or
+// at least chunk.
+func (b *betting) room() int {
+	if b.block == 0 {
+		return chunk
 	}
-	b.partial[feature]++
+	return (b.most()-b.blocks)*b.block - b.n
 }
 
-// rank adds a p-value.
-func (b *betting) rank(first int, p float64) {
-	b.partial[first+1] += p
-	b.partial[first+2] += math.Abs(2*p - 1)
-}
+// most is how many blocks are settled at once.
+func (b *betting) most() int { return max(1, settled/b.block) }
 
-// next counts the record whose features were added, and reports whether there are
-// enough closed blocks to be settled.
-func (b *betting) next(retrain *recursion) bool {
-	if b.n++; b.n < b.block {
-		return false
+// take adds the records of h, no more than there is room for. of is the feature of
+// each that is 1 in it and 0 in most, beside the tails; nil: there is none.
+func (b *betting) take(h *hand, of []int32, retrain *recursion) {
+	n := len(h.rows)
+	closed, over := (b.n+n)/b.block, (b.n+n)%b.block
+	if b.n == 0 && b.blocks == 0 {
+		b.first = h.mark(0)
 	}
-	if b.blocks == 0 {
+	if closed > 0 && b.blocks == 0 {
 		b.beginning = b.first
 	}
+	if over > 0 && over <= n && b.block > 1 { // a block begins that is not closed
+		b.first = h.mark(n - over)
+	}
 	share := 1 / float64(b.block)
-	for _, f := range b.seen {
-		v := b.partial[f]
-		b.recursion.block(f, v*share)
-		if retrain != nil {
-			retrain.block(f, v*share)
-		}
-		b.closed[f] += v
-		b.partial[f] = 0
-	}
-	b.seen = b.seen[:0]
 	for i := range b.ranks {
-		r := &b.ranks[i]
-		sums, closed := b.partial[r.first:][:perRank], b.closed[r.first:][:perRank]
-		p, spread := sums[1], sums[2]
-		r.p[b.blocks], r.spread[b.blocks] = p*share, spread*share
-		closed[1] += p
-		closed[2] += spread
-		sums[1], sums[2] = 0, 0
+		b.ranks[i].take(b, h.p[i][:n], share)
 	}
-	b.n = 0
-	b.blocks++
-	return (b.blocks+1)*b.block > settled
+	b.takeHits(h.tail[:n], of, retrain, share)
+	b.n, b.blocks = over, b.blocks+closed
+}
+
+// take adds p-values.
+func (r *ranks) take(b *betting, all []float64, share float64) {
+	partial, closed := b.partial[r.first:][:perRank], b.closed[r.first:][:perRank]
+	sum, spread := partial[1], partial[2]
+	for left, blocks := b.block-b.n, b.blocks; len(all) > 0; left, blocks = b.block, blocks+1 {
+		n := min(left, len(all))
+		for _, p := range all[:n] {
+			sum += p
+			spread += math.Abs(2*p - 1)
+		}
+		all = all[n:]
+		if n < left {
+			break
+		}
+		r.p[blocks], r.spread[blocks] = sum*share, spread*share
+		closed[1] += sum
+		closed[2] += spread
+		sum, spread = 0, 0
+	}
+	partial[1], partial[2] = sum, spread
+}
+
+// takeHits adds records in which features are 1 that are 0 in most.
+func (b *betting) takeHits(tails []uint8, of []int32, retrain *recursion, share float64) {
+	if b.block == 1 {
+		for _, tail := range tails {
+			for f := range int(tail) {
+				b.mean(featT5-f, 1, 1, retrain)
+			}
+		}
+		for _, f := range of {
+			b.mean(int(f), 1, 1, retrain)
+		}
+		return
+	}
+	left := b.block - b.n
+	for i, tail := range tails {
+		for f := range int(tail) {
+			b.hit(featT5 - f)
+		}
+		if of != nil {
+			b.hit(int(of[i]))
+		}
+		if left--; left > 0 {
+			continue
+		}
+		left = b.block
+		for _, f := range b.seen {
+			b.mean(f, b.partial[f], share, retrain)
+			b.partial[f] = 0
+		}
+		b.seen = b.seen[:0]
+	}
+}
+
+// mean tells the bets on a feature of its sum in a block.
+func (b *betting) mean(feature int, sum, share float64, retrain *recursion) {
+	b.recursion.mean(feature, sum*share)
+	if retrain != nil {
+		retrain.mean(feature, sum*share)
+	}
+	b.closed[feature] += sum
+}
+
+// hit adds a record in which a feature is 1.
+func (b *betting) hit(feature int) {
+	n := len(b.seen) // without a branch: which of many is seen first cannot be predicted
+	b.seen = b.seen[:n+1]
+	b.seen[n] = feature
+	b.seen = b.seen[:n+one(b.partial[feature] == 0)]
+	b.partial[feature]++
 }
 
 // complete fills in the features of ranks that are not summed, for n records.
@@ -202,7 +262,7 @@ type engine struct {
 	*options
 	calibration *reference // of the model; it makes the cells of change
 	segment     string     // "": the stream. Records of a segment need not be distributed as the calibration.
-	fed         bool       // by the batch in hand
+	rows        []int32    // of the batch in hand; the stream's are all
 
 	// The reference of shift: the calibration, or from warm, or nil as yet.
 	reference *reference
@@ -232,7 +292,7 @@ type warmup struct {
 
 // newEngine begins without evidence.
 func newEngine(o *options, calibration *reference, segment string, now float64) *engine {
-	e := &engine{options: o, calibration: calibration, segment: segment, urn: newUrn(calibration.n(), segment != ""), sampler: sampler{size: o.samples}}
+	e := &engine{options: o, calibration: calibration, segment: segment, urn: newUrn(calibration.n(), segment != ""), sampler: sampler{size: o.samples, embeddings: o.show}}
 	if !e.needsLive() {
 		e.refer(calibration)
 	}
@@ -276,8 +336,17 @@ func (e *engine) beginShift(block int, now float64) {
 	e.retrain = newRecursion(retrainThreshold, components(&e.layout, shiftLimits(e.reference, &e.layout, retrainTolerance, e.delta), block), len(e.shiftLimits))
 }
 
-// warmUp keeps a record until there are enough.
-func (e *engine) warmUp(score float32, class int32, proj *[projections]float32, now float64) {
+// awaited is how many records come before a detector begins.
+func (e *engine) awaited() int {
+	n, next := len(e.warm.scores), e.needed()
+	if e.change.block == 0 && n < measured {
+		next = min(next, measured)
+	}
+	return max(1, next-n)
+}
+
+// warmUp keeps the records of h until there are enough.
+func (e *engine) warmUp(h *hand, now float64) {
 	w := &e.warm
 	if w.class == nil {
 		need := e.needed()
@@ -289,10 +358,12 @@ func (e *engine) warmUp(score float32, class int32, proj *[projections]float32, 
 			}
 		}
 	}
-	w.scores = append(w.scores, score)
-	w.class[class]++
-	for k := range w.projections {
-		w.projections[k] = append(w.projections[k], proj[k])
+	for i, row := range h.rows {
+		w.scores = append(w.scores, h.score[i])
+		w.class[h.Class[row]]++
+		for k := range w.projections {
+			w.projections[k] = append(w.projections[k], h.projections[row][k])
+		}
 	}
 	if len(w.scores) == measured && e.change.block == 0 {
 		// So few tell no block below the default.
@@ -313,79 +384,103 @@ func (e *engine) warmUp(score float32, class int32, proj *[projections]float32, 
 		}
 		e.refer(newReference(true, w.scores, w.class, w.projections, e.key))
 		e.beginShift(block, now)
+		if e.change.block == 0 { // the reference is smaller than what would tell its block
+			e.beginChange(max(DefaultBlock, block), now)
+		}
 	}
 	if e.shift.block > 0 {
 		e.warm = warmup{}
 	}
 }
 
-// observe takes one record that has a score. at is where it is, but for the
-// records before it. It reports which detectors begin an alarm.
-func (e *engine) observe(bits uint64, score float32, class int32, ood bool, proj *[projections]float32, at *mark, now float64) (shift, change bool) {
-	tie, v := uint32(bits>>32), float64(uint32(bits))*(1./(1<<32))
-	gap := e.calibration.gap(score, tie)
+// observe takes the first of the rows of a batch, each of which has a score: as
+// many as come before something is settled. It reports how many, and which
+// detectors begin an alarm.
+func (e *engine) observe(h *hand, rows []int32, now float64) (n int, shift, change bool) {
+	n = min(len(rows), chunk, e.change.room(), e.shift.room())
+	if e.shift.block == 0 {
+		n = min(n, e.awaited())
+	}
+	h.take(rows[:n], e.records, e.ood)
+	e.sampler.offer(h.Batch, h.rows, e.records, len(e.calibration.class))
 
-	cell := cellOf(gap, e.calibration.n())
-	if c := &e.change; c.block > 0 {
-		e.begins(c, at)
-		p := e.urn.p(cell, v)
-		if p <= tail5 {
-			c.hit(featT5)
-			if p <= tail1 {
-				c.hit(featT1)
-			}
+	p := h.p[0][:n]
+	c, last := &e.change, n-1
+	e.rank(h, n)
+	learn := int64(one(!c.active))
+	for i, cell := range h.cell[:last] {
+		p[i] = e.urn.draw(int(cell), h.v[i], learn)
+	}
+	p[last] = e.urn.draw(int(h.cell[last]), h.v[last], 0)
+	if c.block > 0 {
+		for i, p := range p {
+			h.tail[i] = uint8(one(p <= tail5) + one(p <= tail1))
 		}
-		c.rank(featUp, p)
-		if c.next(nil) {
+		c.take(h, nil, nil)
+		if c.blocks == c.most() {
 			change = c.settle(nil, now)
 		}
 	}
 	// What made the alarm must not become normal before somebody has looked.
-	if !e.change.active {
-		e.urn.add(cell, 1)
+	if !c.active {
+		e.urn.add(int(h.cell[last]), 1)
 	}
 
 	if s := &e.shift; s.block > 0 {
-		e.begins(s, at)
-		if e.reference != e.calibration {
-			gap = e.reference.gap(score, tie)
+		size := e.reference.n()
+		for i, gap := range h.gap[:n] {
+			above := size - int(gap)
+			h.tail[i] = uint8(one(above < e.k5) + one(above < e.k1))
+			p[i] = (float64(above) + h.v[i]) / float64(size+1)
 		}
-		n := e.reference.n()
-		above := n - gap
-		if above < e.k5 {
-			s.hit(featT5)
-			if above < e.k1 {
-				s.hit(featT1)
+		var of []int32
+		if e.layout.groups != nil {
+			of = h.of[:n]
+			for i, row := range h.rows {
+				of[i] = scoreFeatures + e.layout.groups[h.Class[row]]
 			}
 		}
-		s.rank(featUp, (float64(above)+v)/float64(n+1))
-		if e.layout.groups != nil {
-			s.hit(scoreFeatures + int(e.layout.groups[class]))
-		}
 		for k := range e.layout.projections {
-			s.rank(scoreFeatures+e.layout.groupCount+perRank*k, e.reference.p(k, proj[k], v))
+			p := h.p[1+k][:n]
+			for i, row := range h.rows {
+				p[i] = e.reference.p(k, h.projections[row][k], h.v[i])
+			}
 		}
-		if s.next(&e.retrain) {
+		s.take(h, of, &e.retrain)
+		if s.blocks == s.most() {
 			shift = e.settleShift(now)
 		}
 	}
-	e.records++
-	if ood {
-		e.ood++
-	}
+	e.records += int64(n)
+	e.ood += int64(h.ood[n])
 	if e.shift.block == 0 {
-		e.warmUp(score, class, proj, now)
+		e.warmUp(h, now)
 	}
-	return shift, change
+	return n, shift, change
 }
 
-// begins marks where a block begins. Of those to settle only the first one's
-// place is asked for.
-func (e *engine) begins(b *betting, at *mark) {
-	if b.n == 0 && (b.blocks == 0 || b.block > 1) {
-		b.first = *at
-		b.first.records, b.first.ood = e.records, e.ood
+// rank finds the cells of the first n scores in hand, and their gaps in the
+// reference.
+func (e *engine) rank(h *hand, n int) {
+	scores, ties := h.score[:n], h.tie[:n]
+	if e.reference != nil {
+		e.reference.gaps(h.gap[:n], scores, ties)
 	}
+	if e.reference != e.calibration {
+		e.calibration.cells.gaps(h.cell[:n], scores, ties)
+		return
+	}
+	size := e.reference.n()
+	for i, gap := range h.gap[:n] {
+		h.cell[i] = uint32(cellOf(int(gap), size))
+	}
+}
+
+func one(yes bool) (n int) {
+	if yes {
+		n = 1
+	}
+	return n
 }
 
 func (e *engine) settleShift(now float64) bool {

@@ -67,9 +67,8 @@ func TestUrnIsUniform(t *testing.T) {
 				ref, urn := newReference(false, v, nil, nil, r.Uint64()), newUrn(n, empty)
 				last := .5
 				for range live {
-					cell := cellOf(ref.gap(float32(draw()), r.Uint32()), n)
-					p := urn.p(cell, r.Float64())
-					urn.add(cell, 1)
+					cell := cellOf(gap(&ref.ranking, float32(draw()), r.Uint32()), n)
+					p := urn.draw(cell, r.Float64(), 1)
 					count[min(bins-1, int(p*bins))]++
 					product += (p - .5) * (last - .5)
 					sum += p
@@ -91,6 +90,35 @@ func TestUrnIsUniform(t *testing.T) {
 	}
 }
 
+func gap(r *ranking, score float32, tie uint32) int {
+	var out [1]uint32
+	r.gaps(out[:], []float32{score}, []uint32{tie})
+	return int(out[0])
+}
+
+// The cells' own ranking finds the cell of the gap among all.
+func TestCells(t *testing.T) {
+	r := rand.New(rand.NewPCG(8, 8))
+	for name, draw := range map[string]func() float64{
+		"continuous": r.NormFloat64, "five values": func() float64 { return fiveValues(r.NormFloat64()) },
+	} {
+		for _, n := range []int{1, 2, 100, 254, 255, 256, 257, 1000, 10000} {
+			v := make([]float32, n)
+			for i := range v {
+				v[i] = float32(draw())
+			}
+			slices.Sort(v)
+			ref := newReference(false, v, nil, nil, 1)
+			for range 2000 {
+				score, tie := float32(draw()), r.Uint32()
+				if got, want := gap(ref.cells, score, tie), cellOf(gap(&ref.ranking, score, tie), n); got != want {
+					t.Fatalf("%s, %d scores: %g with tie %d is in cell %d, want %d", name, n, score, tie, got, want)
+				}
+			}
+		}
+	}
+}
+
 // The rank among the reference, with a place among equals.
 func TestGap(t *testing.T) {
 	ref := newReference(false, []float32{1, 2, 2, 2, 3}, nil, nil, 1)
@@ -99,42 +127,12 @@ func TestGap(t *testing.T) {
 		tie   uint32
 		want  int
 	}{{0, 7, 0}, {1, 0, 0}, {1.5, 7, 1}, {2, 0, 1}, {2, math.MaxUint32, 4}, {2.5, 7, 4}, {4, 7, 5}} {
-		if got := ref.gap(test.score, test.tie); got != test.want {
+		if got := gap(&ref.ranking, test.score, test.tie); got != test.want {
 			t.Errorf("%g with tie %d: %d, want %d", test.score, test.tie, got, test.want)
 		}
 	}
 	if !slices.IsSorted(ref.ties[1:4]) {
 		t.Errorf("ties %v", ref.ties)
-	}
-}
-
-// The index finds among values of any shape what a search of them all finds.
-func TestIndex(t *testing.T) {
-	r := rand.New(rand.NewPCG(6, 6))
-	for name, draw := range map[string]func() float64{
-		"normal": r.NormFloat64, "five values": func() float64 { return fiveValues(r.NormFloat64()) }, "one value": func() float64 { return 3 },
-		"heavy tails":       func() float64 { return math.Exp(9 * r.NormFloat64()) },
-		"the whole range":   func() float64 { return (2*r.Float64() - 1) * math.MaxFloat32 },
-		"subnormal numbers": func() float64 { return r.Float64() * 1e-42 },
-	} {
-		for _, n := range []int{0, 1, 2, 3, 40, 1000, 10000} {
-			values := make([]float32, n)
-			for i := range values {
-				values[i] = float32(draw())
-			}
-			slices.Sort(values)
-			x := newIndex(values)
-			live := []float32{-math.MaxFloat32, -1, 0, 1, math.MaxFloat32}
-			for _, v := range values[:min(n, 500)] {
-				live = append(live, v, float32(draw()), math.Nextafter32(v, 1e38), math.Nextafter32(v, -1e38))
-			}
-			for _, v := range live {
-				want, _ := slices.BinarySearch(values, v)
-				if got := x.below(values, v); got != want {
-					t.Fatalf("%s, %d values: %d are below %g, want %d", name, n, got, v, want)
-				}
-			}
-		}
 	}
 }
 
@@ -155,7 +153,7 @@ func TestSettledTogether(t *testing.T) {
 				s := simulateClasses(calibration, class, setting{detector, 1e12, defaultTolerance, block}, 3)
 				for i := range scores {
 					now := float64(i/1024 + 1) // a batch
-					s.e.observe(bits[i], scores[i], int32(bits[i]%4), false, nil, &mark{}, now)
+					s.record(bits[i], scores[i], int32(bits[i]%4), now)
 					if (i+1)%every == 0 {
 						s.e.settle(now)
 					}
@@ -261,7 +259,7 @@ func TestGroups(t *testing.T) {
 		class[i] = 20
 	}
 	class[7] = 3000
-	ref := &reference{scores: make([]float32, 5980), class: class}
+	ref := &reference{ranking: ranking{scores: make([]float32, 5980)}, class: class}
 	l := layoutOf(ref)
 	size := make([]int64, l.groupCount)
 	for c, g := range l.groups {

@@ -9,25 +9,23 @@ import "math"
 type projector struct {
 	bucket []uint8 // of each dimension
 	sign   []float32
-	out    [projections]float32
 }
 
-// project returns the sums of x/‖x‖. They are valid until the next call.
-func (p *projector) project(x []float32) *[projections]float32 {
+// project fills out with the sums of x/‖x‖.
+func (p *projector) project(out *[projections]float32, x []float32) {
 	for d := len(p.bucket); d < len(x); d++ {
 		h := mix(uint64(d) + 0x6f6f646d6f6e)
 		p.bucket = append(p.bucket, uint8(h%projections))
 		p.sign = append(p.sign, float32(int(h>>32&1)*2-1))
 	}
-	clear(p.out[:])
+	clear(out[:])
 	norm := 0.
 	for d, v := range x {
 		norm += float64(v) * float64(v)
-		p.out[p.bucket[d]] += p.sign[d] * v
+		out[p.bucket[d]] += p.sign[d] * v
 	}
 	inv := float32(1 / math.Sqrt(norm))
-	for k := range p.out {
-		p.out[k] *= inv
+	for k := range out {
+		out[k] *= inv
 	}
-	return &p.out
 }

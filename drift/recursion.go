@@ -112,6 +112,7 @@ type recursion struct {
 	threshold float64 // A, in seconds
 	bets      []component
 	of        []int32   // where the bets of each feature begin, and the last end
+	weight    []float64 // of each bet
 	idle      []float64 // e of a block whose mean is 0: 1−lambda·limit
 	slope     []float64 // e of a block of mean φ is idle·(1+slope·φ)
 	factor    []float64 // Π of 1+slope·φ over the blocks to settle, of means above 0
@@ -119,8 +120,8 @@ type recursion struct {
 	stillFor  int
 
 	r        []float64 // Shiryaev–Roberts evidence of each bet, in seconds
-	c        []float64 // CUSUM statistics: they tell the onset
-	starts   []start   // of each bet; nil: the onset is not asked for
+	c        []float64 // CUSUM statistics, which tell the onset: it is asked for where there are
+	starts   []start   // of each bet
 	evidence float64   // ΣR
 	active   bool
 	alarms   int64
@@ -132,10 +133,11 @@ func newRecursion(threshold float64, bets []component, features int) recursion {
 	n := len(bets)
 	r := recursion{
 		threshold: threshold, bets: bets, of: make([]int32, features+1), r: make([]float64, n), c: make([]float64, n),
-		idle: make([]float64, n), slope: make([]float64, n), factor: make([]float64, n), still: make([]float64, n),
+		weight: make([]float64, n), idle: make([]float64, n), slope: make([]float64, n), factor: make([]float64, n), still: make([]float64, n),
 	}
 	for i, b := range bets {
 		r.of[b.feature+1]++
+		r.weight[i] = b.weight
 		r.idle[i] = 1 - b.lambda*b.limit
 		r.slope[i], r.factor[i] = b.lambda/r.idle[i], 1
 	}
@@ -155,10 +157,12 @@ const negligible = 1e-200
 // maxCUSUM keeps C finite; it decides nothing once it is above 1.
 const maxCUSUM = 1e100
 
-// block takes the mean of a feature in one block, unless it is 0.
-func (r *recursion) block(feature int, mean float64) {
-	for i := r.of[feature]; i < r.of[feature+1]; i++ {
-		r.factor[i] *= 1 + r.slope[i]*mean
+// mean takes the mean of a feature in one block, unless it is 0.
+func (r *recursion) mean(feature int, mean float64) {
+	from, to := r.of[feature], r.of[feature+1]
+	slope, factor := r.slope[from:to], r.factor[from:to]
+	for i := range factor {
+		factor[i] *= 1 + slope[i]*mean
 	}
 }
 
@@ -206,7 +210,7 @@ func power(x float64, n int) float64 {
 	return p
 }
 
-// settle takes the blocks that block and rank have told of, the first of which
+// settle takes the blocks that mean and rank have told of, the first of which
 // began at first, dt seconds after the last before them. sums are those of the
 // features over the count records before. It reports whether an alarm begins.
 func (r *recursion) settle(blocks int, dt float64, first *mark, sums []float64, count int64) bool {
@@ -217,12 +221,11 @@ func (r *recursion) settle(blocks int, dt float64, first *mark, sums []float64, 
 		}
 	}
 	total, most := 0., 2*r.threshold
-	n := len(r.bets)
-	bets, still, factor, value, c := r.bets, r.still[:n], r.factor[:n], r.r[:n], r.c[:n]
-	for i := range bets {
-		e := still[i] * factor[i]
-		factor[i] = 1
-		v := (value[i] + bets[i].weight*dt) * e
+	n := len(r.weight)
+	weight, still, e, value := r.weight[:n], r.still[:n], r.factor[:n], r.r[:n]
+	for i := range weight {
+		e[i] *= still[i]
+		v := (value[i] + weight[i]*dt) * e[i]
 		if v > most {
 			v = most
 		} else if v < negligible {
@@ -230,11 +233,12 @@ func (r *recursion) settle(blocks int, dt float64, first *mark, sums []float64, 
 		}
 		value[i] = v
 		total += v
-		if c[i] > 1 {
-			c[i] = min(c[i]*e, maxCUSUM)
-		} else if c[i] = e; e > 1 && r.starts != nil { // while it stays at 1 nobody asks where
-			r.starts[i] = start{*first, sums[bets[i].feature], count}
-		}
+	}
+	if r.starts != nil {
+		r.cusum(first, sums, count)
+	}
+	for i := range e {
+		e[i] = 1
 	}
 	r.evidence = total
 	switch {
@@ -246,6 +250,21 @@ func (r *recursion) settle(blocks int, dt float64, first *mark, sums []float64, 
 		r.active = false
 	}
 	return false
+}
+
+// cusum takes C to max(C, 1)·e of each bet, and notes where it leaves 1.
+func (r *recursion) cusum(first *mark, sums []float64, count int64) {
+	c := r.c[:len(r.factor)]
+	for i, e := range r.factor {
+		if c[i] > 1 {
+			if c[i] *= e; c[i] > maxCUSUM {
+				c[i] = maxCUSUM
+			}
+		} else if c[i] = e; e > 1 { // while it stays at 1 nobody asks where
+			s := &r.starts[i]
+			s.mark, s.sum, s.count = *first, sums[r.bets[i].feature], count
+		}
+	}
 }
 
 // restart drops the evidence.

@@ -2,32 +2,67 @@ package drift
 
 import (
 	"math"
-	"math/bits"
 	"slices"
-	"sort"
 
+	"github.com/oodmon/oodmon/internal/rank"
 	"gonum.org/v1/gonum/mathext"
 )
+
+// A ranking ranks scores among n others.
+type ranking struct {
+	scores []float32 // ascending
+	find   rank.Index
+	// ties breaks ties: ascending within each run of equal scores. nil: there
+	// are none. With it a score has a place among equals, drawn once, so that
+	// discrete scores are treated as exactly as continuous ones.
+	ties []uint32
+}
+
+func (r *ranking) n() int { return len(r.scores) }
+
+// gaps puts into each element of out how many of the scores are below that of
+// scores, from 0 to n; its tie decides among equals.
+func (r *ranking) gaps(out []uint32, scores []float32, ties []uint32) {
+	r.find.BelowAll(out, scores)
+	if r.ties == nil {
+		return
+	}
+	for i, at := range out {
+		if int(at) < len(r.scores) && r.scores[at] == scores[i] {
+			out[i] = uint32(r.among(int(at), scores[i], ties[i]))
+		}
+	}
+}
+
+// among returns the place of a score among its equals, which begin at at.
+func (r *ranking) among(at int, score float32, tie uint32) int {
+	below := func(i int) bool { return i < len(r.scores) && r.scores[i] == score && r.ties[i] < tie }
+	for step := 1; step > 0; { // most runs are short
+		if below(at + step - 1) {
+			at += step
+			step *= 2
+		} else {
+			step /= 2
+		}
+	}
+	return at
+}
 
 // A reference is n scores that live ones are ranked against, with the classes
 // and projections of their records.
 type reference struct {
-	live   bool      // built from live records, not the model's calibration
-	scores []float32 // ascending
-	find   index     // of scores
-	// ties breaks ties: ascending within each run of equal scores. nil: there
-	// are none. With it a score has a place among equals, drawn once, so that
-	// discrete scores are treated as exactly as continuous ones.
-	ties        []uint32
+	ranking
+	live        bool        // built from live records, not the model's calibration
 	class       []int64     // counts
 	projections [][]float32 // ascending
-	findEach    []index     // of projections
+	findEach    []rank.Index
+	cells       *ranking // of the calibration: in it the gap of a score is its cell in an urn
 }
 
 func newReference(live bool, sorted []float32, class []int64, projections [][]float32, key uint64) *reference {
-	r := &reference{live: live, scores: sorted, find: newIndex(sorted), class: class, projections: projections}
+	r := &reference{ranking: ranking{scores: sorted, find: rank.New(sorted)}, live: live, class: class, projections: projections}
 	for _, p := range projections {
-		r.findEach = append(r.findEach, newIndex(p))
+		r.findEach = append(r.findEach, rank.New(p))
 	}
 	for i := 1; i < len(sorted); i++ {
 		if sorted[i] == sorted[i-1] {
@@ -35,114 +70,30 @@ func newReference(live bool, sorted []float32, class []int64, projections [][]fl
 			break
 		}
 	}
-	if r.ties == nil {
-		return r
-	}
 	for i := range r.ties {
 		r.ties[i] = uint32(mix(key^mix(uint64(i)+1)) >> 32)
 	}
-	for start, i := 0, 1; i <= len(sorted); i++ {
+	for start, i := 0, 1; r.ties != nil && i <= len(sorted); i++ {
 		if i == len(sorted) || sorted[i] != sorted[start] {
 			slices.Sort(r.ties[start:i])
 			start = i
 		}
 	}
-	return r
-}
-
-func (r *reference) n() int { return len(r.scores) }
-
-// gap returns how many of the reference's scores are below s, from 0 to n; tie
-// decides among equals.
-func (r *reference) gap(s float32, tie uint32) int {
-	lo := r.find.below(r.scores, s)
-	if r.ties == nil || lo == len(r.scores) || r.scores[lo] != s {
-		return lo
+	if !live {
+		r.cells = cellsOf(&r.ranking)
 	}
-	hi := lo + sort.Search(len(r.scores)-lo, func(i int) bool { return r.scores[lo+i] > s })
-	return lo + sort.Search(hi-lo, func(i int) bool { return r.ties[lo+i] >= tie })
+	return r
 }
 
 // p returns the right-tail p-value of a value of projection k; v, which is
 // uniform on [0, 1), decides among equals.
 func (r *reference) p(k int, x float32, v float64) float64 {
 	values, find := r.projections[k], &r.findEach[k]
-	gap, equal := find.below(values, x), 0
+	gap, equal := find.Below(x), 0
 	if gap < len(values) && values[gap] == x {
-		equal = find.below(values, math.Nextafter32(x, float32(math.Inf(1)))) - gap
+		equal = find.Below(math.Nextafter32(x, float32(math.Inf(1)))) - gap
 	}
 	return (float64(len(values)-gap-equal) + v*float64(equal+1)) / float64(len(values)+1)
-}
-
-// An index says where among ascending values to look: it cuts their range into
-// cells of one width, and knows where each begins. Between the extreme
-// thousandths, so that outliers don't make the cells wide.
-type index struct {
-	from, scale float32
-	begin       []uint32 // of each cell, and where the last ends
-}
-
-func newIndex(values []float32) index {
-	n := len(values)
-	if n == 0 {
-		return index{begin: make([]uint32, 2)}
-	}
-	from, to := values[n/1000], values[n-1-n/1000]
-	cells := 1 << bits.Len(uint(n/4))
-	x := index{from: from, begin: make([]uint32, cells+1)}
-	if scale := float32(cells) / (to - from); scale > 0 && !math.IsInf(float64(scale), 0) { // else one cell is all
-		x.scale = scale
-	}
-	for _, v := range values {
-		x.begin[x.cell(v)+1]++
-	}
-	for k := range cells {
-		x.begin[k+1] += x.begin[k]
-	}
-	return x
-}
-
-// cell never descends as v ascends, so that all values of lower cells are
-// smaller than v, and all of higher ones larger.
-func (x *index) cell(v float32) int {
-	at, last := (v-x.from)*x.scale, len(x.begin)-2
-	switch {
-	case !(at > 0):
-		return 0
-	case at >= float32(last):
-		return last
-	}
-	return int(at)
-}
-
-// below returns how many of the values are smaller than v.
-func (x *index) below(values []float32, v float32) int {
-	k := x.cell(v)
-	lo, hi := int(x.begin[k]), int(x.begin[k+1])
-	for hi-lo > 8 {
-		if half := int(uint(lo+hi) >> 1); values[half] < v {
-			lo = half + 1
-		} else {
-			hi = half
-		}
-	}
-	if lo+8 > len(values) {
-		for lo < hi && values[lo] < v {
-			lo++
-		}
-		return lo
-	}
-	// How many of eight are smaller is counted without a branch, which could not
-	// be predicted. Those beyond the cell are not smaller.
-	w := values[lo : lo+8 : lo+8]
-	return lo + one(w[0] < v) + one(w[1] < v) + one(w[2] < v) + one(w[3] < v) + one(w[4] < v) + one(w[5] < v) + one(w[6] < v) + one(w[7] < v)
-}
-
-func one(yes bool) (n int) {
-	if yes {
-		n = 1
-	}
-	return n
 }
 
 // betaInv returns x with BetaCDF(x; a, b) = p. mathext.InvRegIncBeta loses

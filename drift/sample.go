@@ -2,6 +2,7 @@ package drift
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 )
@@ -38,10 +39,11 @@ const (
 // windows, and counts their classes. Once its memory has grown it allocates
 // nothing but for a longer id.
 type sampler struct {
-	size    int // of each end
-	windows [2]sampled
-	at      int // of the present window
-	n       int // of its records
+	size       int  // of each end
+	embeddings bool // are kept
+	windows    [2]sampled
+	at         int // of the present window
+	n          int // of its records
 }
 
 type sampled struct {
@@ -49,25 +51,37 @@ type sampled struct {
 	class     []int64
 }
 
-// offer takes record i of a batch, the index-th of the stream, if it is extreme.
-func (s *sampler) offer(b *Batch, i int, index int64, classes int, embedding []float32) {
-	if s.n == window {
-		s.at, s.n = 1-s.at, 0
+// offer takes those of the rows of a batch that are extreme; first is the place of
+// the first of them in the stream.
+func (s *sampler) offer(b *Batch, rows []int32, first int64, classes int) {
+	for len(rows) > 0 {
+		if s.n == window {
+			s.at, s.n = 1-s.at, 0
+			w := &s.windows[s.at]
+			w.high, w.low = w.high[:0], w.low[:0]
+			clear(w.class)
+		}
+		n := min(len(rows), window-s.n)
 		w := &s.windows[s.at]
-		w.high, w.low = w.high[:0], w.low[:0]
-		clear(w.class)
-	}
-	s.n++
-	w := &s.windows[s.at]
-	if w.class == nil {
-		w.class = make([]int64, classes)
-	}
-	w.class[b.Class[i]]++
-	if k := w.high.offer(b.Score[i], s.size); k != nil {
-		k.fill(b, i, index, embedding)
-	}
-	if k := w.low.offer(-b.Score[i], s.size); k != nil {
-		k.fill(b, i, index, embedding)
+		if w.class == nil {
+			w.class = make([]int64, classes)
+		}
+		high, low := w.high.least(s.size), w.low.least(s.size)
+		for i, row := range rows[:n] {
+			w.class[b.Class[row]]++
+			score := b.Score[row]
+			if score > high {
+				s.fill(w.high.offer(score, s.size), b, row, first+int64(i))
+				high = w.high.least(s.size)
+			}
+			if -score > low {
+				s.fill(w.low.offer(-score, s.size), b, row, first+int64(i))
+				low = w.low.least(s.size)
+			}
+		}
+		s.n += n
+		first += int64(n)
+		rows = rows[n:]
 	}
 }
 
@@ -85,26 +99,40 @@ type kept struct {
 	embedding  []float32
 }
 
-func (k *kept) fill(b *Batch, i int, index int64, embedding []float32) {
-	k.score, k.class, k.row, k.ood = b.Score[i], b.Class[i], b.Row[i], b.OOD[i]
-	k.partition, k.offset, k.time, k.index = b.Partition, b.Offset[i], b.Time[i], index
+func (s *sampler) fill(k *kept, b *Batch, row int32, index int64) {
+	k.score, k.class, k.row, k.ood = b.Score[row], b.Class[row], b.Row[row], b.OOD[row]
+	k.partition, k.offset, k.time, k.index = b.Partition, b.Offset[row], b.Time[row], index
 	k.id = k.id[:0]
 	if b.ID != nil {
-		k.id = append(k.id, b.ID.Value(i)...)
+		k.id = append(k.id, b.ID.Value(int(row))...)
 	}
-	k.embedding = append(k.embedding[:0], embedding...)
+	k.embedding = k.embedding[:0]
+	if s.embeddings {
+		k.embedding = append(k.embedding, b.embedding(row)...)
+	}
 }
 
 // extremes ascend by rank.
 type extremes []kept
 
-// offer makes room for a record of this rank if it is among the size highest,
-// and returns its place. The memory of the one that it displaces is used again.
+// least returns what the rank of a record has to be above to be among the size
+// highest.
+func (x extremes) least(size int) float32 {
+	switch {
+	case size == 0:
+		return float32(math.Inf(1))
+	case len(x) < size:
+		return float32(math.Inf(-1))
+	}
+	return x[0].rank
+}
+
+// offer makes room for a record whose rank is above least, and returns its place.
+// The memory of the one that it displaces is used again.
 func (x *extremes) offer(rank float32, size int) *kept {
 	k := *x
 	at := 0
-	switch {
-	case len(k) < size:
+	if len(k) < size {
 		if len(k) < cap(k) {
 			k = k[:len(k)+1]
 		} else {
@@ -116,14 +144,12 @@ func (x *extremes) offer(rank float32, size int) *kept {
 			k[at] = k[at-1]
 		}
 		k[at] = free
-	case size > 0 && rank > k[0].rank:
+	} else {
 		free := k[0]
 		for ; at+1 < len(k) && k[at+1].rank < rank; at++ {
 			k[at] = k[at+1]
 		}
 		k[at] = free
-	default:
-		return nil
 	}
 	k[at].rank = rank
 	*x = k

@@ -8,9 +8,10 @@ import (
 
 // A simulation drives one detector of an engine, a record at a time.
 type simulation struct {
-	e   *engine
-	b   *betting
-	now float64
+	e    *engine
+	b    *betting
+	now  float64
+	hand hand
 }
 
 type setting struct {
@@ -23,7 +24,7 @@ type setting struct {
 // simulate returns an engine whose reference is the calibration, of whatever
 // size, with only the named detector betting.
 func simulate(calibration []float32, s setting, key uint64) *simulation {
-	return simulateClasses(calibration, nil, s, key)
+	return simulateClasses(calibration, []int64{int64(len(calibration))}, s, key)
 }
 
 // simulateClasses does so with counts of the classes of the calibration.
@@ -53,9 +54,23 @@ func (s *simulation) observe(r *rand.Rand, score, dt float64) bool {
 
 func (s *simulation) observeClass(r *rand.Rand, score float64, class int32, dt float64) bool {
 	s.now += dt
-	at := mark{time: s.now, offset: s.e.records}
-	s.e.observe(r.Uint64(), float32(score), class, false, nil, &at, s.now)
+	if s.record(r.Uint64(), float32(score), class, s.now) {
+		return true
+	}
 	shift, change := s.e.settle(s.now)
+	return shift || change
+}
+
+// record takes one score and reports whether an alarm begins, without letting the
+// blocks bet that are not due yet.
+func (s *simulation) record(bits uint64, score float32, class int32, now float64) bool {
+	h := &s.hand
+	if h.Batch == nil {
+		h.Batch = &Batch{Offset: make([]int64, 1), Row: make([]int32, 1), Score: make([]float32, 1), Class: make([]int32, 1), OOD: make([]bool, 1), Time: make([]int64, 1)}
+		h.all, h.bits = []int32{0}, make([]uint64, 1)
+	}
+	h.now, h.Offset[0], h.Score[0], h.Class[0], h.bits[0] = now, s.e.records, score, class, bits
+	_, shift, change := s.e.observe(h, h.all, now)
 	return shift || change
 }
 

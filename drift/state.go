@@ -50,7 +50,7 @@ import (
 //
 //	active uint8, active since, alarms int64
 //	onset: time, record's time int64 (µs), partition int32, offset, records, records before int64, two rates float64
-//	list of bets: R, C float64, and except for retrain: mark, sum float64, count int64
+//	list of bets: R, C float64, and except for retrain, whose C tells nothing: mark, sum float64, count int64
 //
 // A mark: time, record's time int64 (µs), partition int32, offset, records, ood int64.
 const (
@@ -439,7 +439,7 @@ func (r *reader) records(classes int, project bool) (scores []float32, class []i
 }
 
 func (r *reader) engine(o *options, key uint64, calibration *reference, segment string) *engine {
-	e := &engine{options: o, calibration: calibration, segment: segment, sampler: sampler{size: o.samples}}
+	e := &engine{options: o, calibration: calibration, segment: segment, sampler: sampler{size: o.samples, embeddings: o.show}}
 	e.records, e.ood = r.i64(), r.i64()
 	for i := range e.featureSums {
 		e.featureSums[i] = r.f64()

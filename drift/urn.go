@@ -1,5 +1,7 @@
 package drift
 
+import "github.com/oodmon/oodmon/internal/rank"
+
 // An urn holds the predictive distribution of the next score over cells: a
 // Pólya urn. Each cell is a run of the gaps that the calibration scores leave
 // on the line, and weighs as many as it has, for the next score falls into each
@@ -37,6 +39,26 @@ func newUrn(n int, empty bool) *urn {
 // cellOf returns the cell of a gap, from 0 to n.
 func cellOf(gap, n int) int { return gap * urnCells / (n + 1) }
 
+// cellsOf returns the ranking in which the gap of a score is its cell: by the
+// scores at which a cell begins.
+func cellsOf(r *ranking) *ranking {
+	cells := new(ranking)
+	for cell, gap := 1, 1; cell < urnCells; cell++ {
+		for cellOf(gap, r.n()) < cell { // a gap has many cells where there are few scores
+			gap++
+		}
+		if gap > r.n() {
+			break
+		}
+		cells.scores = append(cells.scores, r.scores[gap-1])
+		if r.ties != nil {
+			cells.ties = append(cells.ties, r.ties[gap-1])
+		}
+	}
+	cells.find = rank.New(cells.scores)
+	return cells
+}
+
 func (u *urn) add(cell int, n int64) {
 	u.cells[cell] += n
 	u.total += n
@@ -47,15 +69,19 @@ func (u *urn) add(cell int, n int64) {
 	}
 }
 
-// p returns the right-tail p-value of a record in cell; v is uniform on [0, 1).
-func (u *urn) p(cell int, v float64) float64 {
+// draw returns the right-tail p-value of a record in cell, and adds n to the cell;
+// v is uniform on [0, 1).
+func (u *urn) draw(cell int, v float64, n int64) float64 {
 	above := int64(0)
-	node := urnCells + cell
-	for range urnLevels {
-		above += u.right[node>>1] & (int64(node&1) - 1)
-		node >>= 1
+	for node := uint(urnCells + cell); node > 1; node >>= 1 {
+		right, bit := &u.right[node>>1&(urnCells-1)], int64(node&1)
+		was := *right
+		above += was & (bit - 1)
+		*right = was + n&-bit
 	}
 	own, total := u.cells[cell], u.total
+	u.cells[cell] += n
+	u.total += n
 	if u.empty {
 		own, total = own+1, total+1
 	}

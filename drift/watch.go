@@ -36,7 +36,8 @@ type Watch struct {
 	calibration *reference
 	stream      *engine
 	segments    map[string]*engine
-	fed         []*engine // by the batch in hand
+	hand        hand
+	fed         []*engine // the segments of the batch in hand
 	projector   projector
 	watermarks  map[int32]int64 // of each partition, the last offset that was observed
 	snapshot    time.Time
@@ -52,7 +53,7 @@ func New(cfg Config, source string, base Baseline, clock func() time.Time, reg p
 		watermarks: make(map[int32]int64),
 		options: options{
 			threshold: cfg.threshold(), delta: delta, tolerance: cfg.Tolerance, block: cfg.Block,
-			reference: cfg.ReferenceRecords, project: cfg.Projections, samples: cfg.Incidents.Samples,
+			reference: cfg.ReferenceRecords, project: cfg.Projections, samples: cfg.Incidents.Samples, show: cfg.Incidents.IncludeEmbedding,
 		},
 	}
 	var key [8]byte
@@ -137,51 +138,42 @@ func (w *Watch) Observe(b *Batch) []Alarm {
 
 // records lets those beyond the watermark bet.
 func (w *Watch) records(b *Batch, watermark int64, now float64) (alarms []Alarm) {
-	dim := len(b.Embedding) / len(b.Offset)
-	at := mark{time: now, partition: b.Partition}
-	for i, offset := range b.Offset {
-		if offset <= watermark {
-			continue
+	h := &w.hand
+	h.open(b, w.options.key, watermark, now)
+	if w.options.project {
+		h.project(&w.projector)
+	}
+	alarms = w.feed(w.stream, h.all, alarms, now)
+	if w.cfg.MaxSegments == 0 {
+		return alarms
+	}
+	for _, i := range h.all {
+		name := ""
+		if b.Segment != nil {
+			name = b.Segment.Value(int(i))
 		}
-		// What has no finite score must not bet.
-		if s := b.Score[i]; b.Class[i] < 0 || s-s != 0 {
-			continue
+		e := w.segment(name, now)
+		if len(e.rows) == 0 {
+			w.fed = append(w.fed, e)
 		}
-		bits := random(w.options.key, b.Partition, offset, b.Row[i])
-		at.recordTime, at.offset = b.Time[i], offset
-		embedding := b.Embedding[i*dim:][:dim]
-		var proj *[projections]float32
-		if w.options.project {
-			proj = w.projector.project(embedding)
-		}
-		if !w.cfg.Incidents.IncludeEmbedding {
-			embedding = nil
-		}
-		alarms = w.feed(w.stream, alarms, bits, b, i, proj, embedding, &at, now)
-		if w.cfg.MaxSegments > 0 {
-			name := ""
-			if b.Segment != nil {
-				name = b.Segment.Value(i)
-			}
-			alarms = w.feed(w.segment(name, now), alarms, bits, b, i, proj, embedding, &at, now)
-		}
+		e.rows = append(e.rows, i)
 	}
 	for _, e := range w.fed {
-		shift, change := e.settle(now)
-		alarms = w.raise(alarms, e, shift, change, now)
-		e.fed = false
+		alarms = w.feed(e, e.rows, alarms, now)
+		e.rows = e.rows[:0]
 	}
 	w.fed = w.fed[:0]
 	return alarms
 }
 
-func (w *Watch) feed(e *engine, alarms []Alarm, bits uint64, b *Batch, i int, proj *[projections]float32, embedding []float32, at *mark, now float64) []Alarm {
-	if !e.fed {
-		e.fed = true
-		w.fed = append(w.fed, e)
+// feed lets the rows in hand bet with an engine.
+func (w *Watch) feed(e *engine, rows []int32, alarms []Alarm, now float64) []Alarm {
+	for len(rows) > 0 {
+		n, shift, change := e.observe(&w.hand, rows, now)
+		alarms = w.raise(alarms, e, shift, change, now)
+		rows = rows[n:]
 	}
-	e.sampler.offer(b, i, e.records, len(w.base.Classes), embedding)
-	shift, change := e.observe(bits, b.Score[i], b.Class[i], b.OOD[i], proj, at, now)
+	shift, change := e.settle(now)
 	return w.raise(alarms, e, shift, change, now)
 }
 

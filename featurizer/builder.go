@@ -54,7 +54,8 @@ const (
 // Reasons are all of them.
 var Reasons = []Reason{TooLarge, Empty, UnknownCodec, BadJSON, BadArrow, WrongDimension, NoDirection}
 
-// A Message is what a topic holds. Its slices are not kept.
+// A Message is what a topic holds. Its value is used as long as the record that it
+// becomes part of; the other slices are not kept.
 type Message struct {
 	Key, Value []byte
 	// Size is the length that the value had in the log where it was too large
@@ -173,7 +174,7 @@ func (b *Builder) Append(m Message) {
 }
 
 // Take returns the rows since the last Take, and what was rejected. Both are
-// valid until the next Append. The caller releases the record, which is nil
+// valid until the next Append, as long as the messages' values are. The caller releases the record, which is nil
 // while no dimension is known.
 func (b *Builder) Take() (arrow.Record, []Reject) {
 	if b.taken {
@@ -314,8 +315,9 @@ func (b *Builder) decodeRaw(m *Message, codec string) error {
 	c := &b.columns
 	switch codec {
 	case CodecRaw:
-		c.embedding = append(c.embedding, arrowcol.Floats(m.Value)...)
+		c.add(arrowcol.Floats(m.Value))
 	default:
+		c.own()
 		first := len(c.embedding)
 		c.embedding = slices.Grow(c.embedding, dim)[:first+dim]
 		widen := kernel.WidenFloat16

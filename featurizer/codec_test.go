@@ -263,6 +263,44 @@ func TestEmbeddingsOfASlice(t *testing.T) {
 	}
 }
 
+// Embeddings that are used where they lie in a message come out as those that are
+// copied, whatever else is in the batch, and the message stays as it was.
+func TestEmbeddingsThatAreLent(t *testing.T) {
+	const dim = 2
+	b := newTestBuilder(t, dim)
+	inf := float32(math.Inf(1))
+	first := stream(t, fixedSize(dim), nil, fillFixed([][]float32{{1, 2}, {3, 4}}), fillFixed([][]float32{{5, 6}}))
+	second := stream(t, fixedSize(dim), nil, fillFixed([][]float32{{7, 8}, {9, inf}}))
+	raw := rawBytes([]float32{10, 11})
+	broken := first[:len(first)-40]
+	for _, test := range []struct {
+		name   string
+		values [][]byte
+		want   []float32
+	}{
+		{"one message", [][]byte{first}, []float32{1, 2, 3, 4, 5, 6}},
+		{"two messages", [][]byte{first, second}, []float32{1, 2, 3, 4, 5, 6, 7, 8, 9, inf}},
+		{"another codec after", [][]byte{second, raw}, []float32{7, 8, 9, inf, 10, 11}},
+		{"another codec before", [][]byte{raw, second}, []float32{10, 11, 7, 8, 9, inf}},
+		{"one that is broken half-way", [][]byte{broken, second}, []float32{7, 8, 9, inf}},
+		{"one message again", [][]byte{second}, []float32{7, 8, 9, inf}},
+	} {
+		for i, value := range test.values {
+			before := bytes.Clone(value)
+			b.Append(Message{Value: value, Offset: int64(i)})
+			if !bytes.Equal(value, before) {
+				t.Errorf("%s: message %d was written to", test.name, i)
+			}
+		}
+		rec, _ := b.Take()
+		x, _, err := Embeddings(rec)
+		if err != nil || !slices.Equal(x, test.want) {
+			t.Errorf("%s: %v, %v, want %v", test.name, x, err, test.want)
+		}
+		rec.Release()
+	}
+}
+
 func TestFieldsOfARecord(t *testing.T) {
 	at := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	for _, test := range []struct {

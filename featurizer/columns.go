@@ -10,7 +10,9 @@ import (
 type columns struct {
 	schema    *arrow.Schema
 	dim       int
-	embedding []float32
+	embedding []float32 // in buffer, or lent by a message
+	buffer    []float32
+	lent      bool
 	id        arrowcol.Text
 	label     arrowcol.Text
 	segment   arrowcol.Text
@@ -26,11 +28,41 @@ func (c *columns) len() int { return len(c.row) }
 
 // truncate drops the rows from n on.
 func (c *columns) truncate(n int) {
-	c.embedding = c.embedding[:n*c.dim]
+	if c.embedding = c.embedding[:n*c.dim]; n == 0 {
+		c.own()
+	}
 	c.id.Truncate(n)
 	c.label.Truncate(n)
 	c.segment.Truncate(n)
 	c.timestamp, c.partition, c.offset, c.row = c.timestamp[:n], c.partition[:n], c.offset[:n], c.row[:n]
+}
+
+// add copies the embedding of a row.
+func (c *columns) add(values []float32) {
+	c.own()
+	c.embedding = append(c.embedding, values...)
+}
+
+// lend takes the embedding of a row where it lies, if it is the first or follows
+// the last in memory: those of one Arrow message are not copied.
+func (c *columns) lend(values []float32) {
+	n := len(c.embedding)
+	switch {
+	case n == 0 && len(values) > 0:
+		c.own()
+		c.buffer, c.embedding, c.lent = c.embedding, values, true
+	case c.lent && n+len(values) <= cap(c.embedding) && &c.embedding[:n+1][n] == &values[0]:
+		c.embedding = c.embedding[:n+len(values)]
+	default:
+		c.add(values)
+	}
+}
+
+// own moves what is lent into the buffer.
+func (c *columns) own() {
+	if c.lent {
+		c.embedding, c.lent = append(c.buffer[:0], c.embedding...), false
+	}
 }
 
 // A place is where a row came from.

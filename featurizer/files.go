@@ -180,7 +180,7 @@ func (f *FileReader) Next() (arrow.Record, error) {
 		if len(row.embedding) != f.columns.dim {
 			return nil, fmt.Errorf("%s: row %d: the embedding has %d values, the rows before have %d", f.name, f.read, len(row.embedding), f.columns.dim)
 		}
-		f.columns.embedding = append(f.columns.embedding, row.embedding...)
+		f.columns.add(row.embedding)
 		id := row.id.text
 		if !row.id.valid {
 			id = strconv.AppendInt(nil, f.read, 10)

@@ -59,7 +59,11 @@ func (b *Builder) decodeArrow(m *Message) error {
 					return err
 				}
 			} else {
-				b.columns.embedding = append(b.columns.embedding, values...)
+				if src.float32s != nil {
+					b.columns.lend(values)
+				} else {
+					b.columns.add(values)
+				}
 				b.close(m, id, label, segment, micros, row)
 			}
 			row++

@@ -249,7 +249,7 @@ func (b *Builder) decodeRow(m *Message, text []byte, row int32) error {
 	if err := checkTexts(BadJSON, r.ID.optional, label, segment); err != nil {
 		return err
 	}
-	b.columns.embedding = append(b.columns.embedding, r.Embedding...)
+	b.columns.add(r.Embedding)
 	micros := r.Timestamp.micros
 	if !r.Timestamp.valid {
 		micros = messageMicros(m)

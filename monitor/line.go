@@ -28,7 +28,7 @@ type worker struct {
 	scores  scorer.Scores
 	results *scorer.RecordBuilder
 	letters []sink.Letter
-	classes []int // how often each was predicted
+	counts  counts
 
 	driftBatch drift.Batch
 }
@@ -110,8 +110,9 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	}
 	w.observeDrift(b)
 	m.metrics.stage(stageDrift, start)
-	w.classes = m.metrics.observe(now, &w.scores, w.classes)
-	m.tally.add(time.Now(), now, &w.scores, len(rejects))
+	w.counts.take(&w.scores, len(now.predicted))
+	m.metrics.observe(now, &w.scores, &w.counts)
+	m.tally.add(time.Now(), now, &w.scores, &w.counts, len(rejects))
 	return nil
 }
 
@@ -178,37 +179,43 @@ func (m *metrics) stage(name string, start time.Time) time.Time {
 	return now
 }
 
-// observe counts the scores of a batch that is acknowledged. classes is scratch:
-// each counter is added to once a batch.
-func (m *metrics) observe(l *live, scores *scorer.Scores, classes []int) []int {
-	records, ood, invalid := 0, 0, 0
-	classes = slices.Grow(classes[:0], len(l.predicted))[:len(l.predicted)]
-	clear(classes)
+// counts are what one batch adds to the counters.
+type counts struct {
+	records, ood, invalid int   // records are those that have a score
+	classes               []int // how often each was predicted
+}
+
+func (c *counts) take(scores *scorer.Scores, classes int) {
+	*c = counts{classes: slices.Grow(c.classes[:0], classes)[:classes]}
+	clear(c.classes)
 	for i, class := range scores.Class {
 		if class < 0 {
-			invalid++
+			c.invalid++
 			continue
 		}
-		records++
+		c.classes[class]++
 		if scores.OOD[i] {
-			ood++
+			c.ood++
 		}
-		classes[class]++
-		m.score.Observe(float64(scores.Score[i]))
-		m.pValue.Observe(float64(scores.PValue[i]))
 	}
-	for class, n := range classes {
+	c.records = len(scores.Class) - c.invalid
+}
+
+// observe counts the scores of a batch that is acknowledged.
+func (m *metrics) observe(l *live, scores *scorer.Scores, c *counts) {
+	m.score.observe(scores.Score)
+	m.pValue.observe(scores.PValue)
+	for class, n := range c.classes {
 		if n > 0 {
 			l.predicted[class].Add(float64(n))
 		}
 	}
-	m.records.Add(float64(records))
-	m.ood.Add(float64(ood))
-	m.invalid.Add(float64(invalid))
-	if records > 0 {
+	m.records.Add(float64(c.records))
+	m.ood.Add(float64(c.ood))
+	m.invalid.Add(float64(c.invalid))
+	if c.records > 0 {
 		m.lastRecord.SetToCurrentTime()
 	}
-	return classes
 }
 
 func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log *slog.Logger) (*sink.Producer, error) {

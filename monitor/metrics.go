@@ -2,7 +2,6 @@ package monitor
 
 import (
 	"runtime/debug"
-	"time"
 
 	"github.com/oodmon/oodmon/model"
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,8 +15,8 @@ type metrics struct {
 	ood           prometheus.Counter
 	invalid       prometheus.Counter
 	predicted     *prometheus.CounterVec
-	score         prometheus.Histogram
-	pValue        prometheus.Histogram
+	score         *nativeHistogram
+	pValue        *classicHistogram
 	lastRecord    prometheus.Gauge
 	batchDuration *prometheus.HistogramVec
 
@@ -50,14 +49,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		invalid:    f.NewCounter(prometheus.CounterOpts{Name: "oodmon_invalid_scores_total", Help: "Records that have no score: not finite, or without a direction."}),
 		predicted:  f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_predicted_class_total", Help: "Records by the class of the nearest prototype."}, []string{"class"}),
 		lastRecord: f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_last_record_timestamp_seconds", Help: "When the last record was scored."}),
-		score: f.NewHistogram(prometheus.HistogramOpts{
-			Name: "oodmon_score", Help: "Score, by default the minimum distance score; larger is more out of distribution.",
-			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160, NativeHistogramMinResetDuration: time.Hour,
-		}),
-		pValue: f.NewHistogram(prometheus.HistogramOpts{
-			Name: "oodmon_pvalue", Help: "Conformal p-value; uniform while the stream is like the calibration data.",
-			Buckets: []float64{.01, .05, .1, .2, .3, .4, .5, .6, .7, .8, .9, 1},
-		}),
+		score:      newNativeHistogram(reg, "oodmon_score", "Score, by default the minimum distance score; larger is more out of distribution."),
+		pValue: newClassicHistogram(reg, "oodmon_pvalue", "Conformal p-value; uniform while the stream is like the calibration data.",
+			[]float64{.01, .05, .1, .2, .3, .4, .5, .6, .7, .8, .9, 1}),
 		batchDuration: f.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "oodmon_batch_duration_seconds", Help: "Time that a batch spent in each stage of the line.",
 			Buckets: prometheus.ExponentialBuckets(.0001, 4, 9),

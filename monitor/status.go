@@ -74,7 +74,7 @@ type tally struct {
 }
 
 // add counts one batch that l scored at now.
-func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, deadLettered int) {
+func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, c *counts, deadLettered int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.version != l.model.Version {
@@ -83,31 +83,29 @@ func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, deadLettered 
 		t.histogram = [statusBins]int64{}
 		t.classes = make([]int64, len(l.model.Classes))
 	}
-	records, ood := int64(0), int64(0)
-	for i, class := range scores.Class {
-		if class < 0 {
+	for class, n := range c.classes {
+		t.classes[class] += int64(n)
+	}
+	perBin := 1 / t.binWidth
+	for i, score := range scores.Score {
+		if scores.Class[i] < 0 {
 			continue
 		}
-		records++
-		if scores.OOD[i] {
-			ood++
-		}
-		t.classes[class]++
-		bin := int(min(max((float64(scores.Score[i])-t.binStart)/t.binWidth, 0), statusBins))
+		bin := int(min(max((float64(score)-t.binStart)*perBin, 0), statusBins))
 		t.histogram[min(max(bin, 0), statusBins-1)]++ // a NaN may be any int
 	}
-	t.records += records
-	t.ood += ood
+	t.records += int64(c.records)
+	t.ood += int64(c.ood)
 	t.deadLettered += int64(deadLettered)
-	if records > 0 {
+	if c.records > 0 {
 		t.lastRecord = now
 	}
 	slot := &t.recent[now.Unix()%recentWindow]
 	if slot.second != now.Unix() {
 		slot.second, slot.records, slot.ood = now.Unix(), 0, 0
 	}
-	slot.records += records
-	slot.ood += ood
+	slot.records += int64(c.records)
+	slot.ood += int64(c.ood)
 }
 
 // bins returns where the histogram begins, and the width of its bins.

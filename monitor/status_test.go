@@ -35,10 +35,12 @@ func TestHistogramOfANegativeScore(t *testing.T) {
 			Score: []float32{low - 1, (low + threshold) / 2, threshold + (threshold-low)/4, threshold + 10},
 			Class: []int32{0, 1, 2, 3}, OOD: []bool{false, false, true, true},
 		}
-		var counts tally
-		counts.add(time.Now(), &live{model: m, scorer: s}, all, 0)
+		var tally tally
+		var counts counts
+		counts.take(all, len(m.Classes))
+		tally.add(time.Now(), &live{model: m, scorer: s}, all, &counts, 0)
 		var status Status
-		counts.fill(&status, time.Now(), m.Classes)
+		tally.fill(&status, time.Now(), m.Classes)
 		var at []int
 		for bin, n := range status.ScoreHistogram {
 			for range n {

@@ -8,6 +8,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow"
 	"github.com/oodmon/oodmon/featurizer"
 	"github.com/oodmon/oodmon/internal/kernel"
+	"github.com/oodmon/oodmon/internal/rank"
 	"github.com/oodmon/oodmon/model"
 )
 
@@ -16,7 +17,24 @@ type Scorer struct {
 	model     *model.Model
 	detector  detector
 	threshold float32
-	perClass  *model.Mondrian // nil: one threshold for all
+	category  []int      // of each class, an index of decisions; nil: all are of one
+	decisions []decision // of each category
+}
+
+// A decision is what the calibration of a category says of a score.
+type decision struct {
+	calibration rank.Index
+	records     int
+	threshold   float32
+}
+
+func newDecision(c model.Calibration, threshold float32) decision {
+	return decision{rank.New(c.Scores), len(c.Scores), threshold}
+}
+
+// pValue returns what model.Calibration.PValue does, sooner.
+func (d *decision) pValue(score float32) float32 {
+	return float32(float64(1+d.records-d.calibration.Below(score)) / float64(d.records+1))
 }
 
 // New prepares a model for scoring. A calibration set too small for the
@@ -30,7 +48,7 @@ func New(m *model.Model) (*Scorer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare scorer: %w", err)
 	}
-	return &Scorer{model: m, detector: d, threshold: threshold}, nil
+	return &Scorer{model: m, detector: d, threshold: threshold, decisions: []decision{newDecision(m.Calibration, threshold)}}, nil
 }
 
 // NewPerClass prepares a model for scoring with a threshold, and p-values, for
@@ -40,8 +58,13 @@ func NewPerClass(m *model.Model) (*Scorer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.perClass, err = m.Calibration.Mondrian(m.NumClasses(), m.Alpha, m.Delta); err != nil {
+	by, err := m.Calibration.Mondrian(m.NumClasses(), m.Alpha, m.Delta)
+	if err != nil {
 		return nil, fmt.Errorf("prepare scorer: thresholds by class: %w", err)
+	}
+	s.category, s.decisions = by.Category, nil
+	for i, c := range by.Calibration {
+		s.decisions = append(s.decisions, newDecision(c, by.Threshold[i]))
 	}
 	return s, nil
 }
@@ -56,11 +79,9 @@ func (s *Scorer) Threshold() float32 { return s.threshold }
 // CalibrationRecords returns how many records a p-value is ranked among; where
 // each class has its own, the fewest.
 func (s *Scorer) CalibrationRecords() int {
-	n := len(s.model.Calibration.Scores)
-	if s.perClass != nil {
-		for _, c := range s.perClass.Calibration {
-			n = min(n, len(c.Scores))
-		}
+	n := math.MaxInt
+	for _, d := range s.decisions {
+		n = min(n, d.records)
 	}
 	return n
 }
@@ -114,13 +135,12 @@ func (s *Scorer) Score(w *Workspace, rec arrow.Record, out *Scores) error {
 			out.PValue[i], out.OOD[i] = float32(math.NaN()), false
 			continue
 		}
-		calibration, threshold := &s.model.Calibration, s.threshold
-		if s.perClass != nil {
-			category := s.perClass.Category[out.Class[i]]
-			calibration, threshold = &s.perClass.Calibration[category], s.perClass.Threshold[category]
+		d := &s.decisions[0]
+		if s.category != nil {
+			d = &s.decisions[s.category[out.Class[i]]]
 		}
-		out.PValue[i] = calibration.PValue(score)
-		out.OOD[i] = score > threshold
+		out.PValue[i] = d.pValue(score)
+		out.OOD[i] = score > d.threshold
 	}
 	return nil
 }

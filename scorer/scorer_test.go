@@ -237,6 +237,28 @@ func TestDecision(t *testing.T) {
 	}
 }
 
+// The scorer's p-values are those that the calibration defines.
+func TestPValue(t *testing.T) {
+	const dim = 4
+	r := rand.New(rand.NewPCG(3, 3))
+	x := make([]float32, 5000*dim)
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+	}
+	m := calibrated([]float32{1, 0, 0, 0, 0, 1, 0, 0}, dim, 3)
+	scores, class, err := Distances(m, x[:2000*dim])
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Calibration = model.NewCalibration(scores, class)
+	got := scored(t, m, record(t, x, dim))
+	for i, score := range got.Score {
+		if want := m.Calibration.PValue(score); got.PValue[i] != want {
+			t.Fatalf("row %d with score %g: p-value %g, want %g", i, score, got.PValue[i], want)
+		}
+	}
+}
+
 // A row without a score must not show the decision on the row that was there.
 func TestInvalidRowIsNeverOOD(t *testing.T) {
 	s := scorerOf(t, calibrated([]float32{1, 0}, 2, 5))

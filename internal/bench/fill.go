@@ -20,9 +20,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// windows is how many different records there are: filling a topic is fast, and
-// no cache holds them all.
-const windows = 4099
+// windows is how many different records there are: filling a topic is fast, no
+// cache holds them all, and the 10,000 of a live reference have different scores.
+const windows = 65521
 
 // values returns normal deviates, little-endian float32; each record is a
 // window of them.
