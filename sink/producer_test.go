@@ -32,7 +32,6 @@ type fixture struct {
 	scores, dead string
 	reg          *prometheus.Registry
 	ctx          context.Context
-	log          bytes.Buffer
 	conn         *kafkaconn.Client
 }
 
@@ -50,7 +49,7 @@ func newFixture(t *testing.T, broker *kafkatest.Broker, format string, partition
 	}
 	t.Cleanup(f.conn.Close)
 	cfg := Config{Topic: f.scores, DeadLetterTopic: f.dead, Format: format, Reasons: []string{"bad_json"}}
-	if f.Producer, err = New(cfg, f.conn, f.reg, slog.New(slog.NewTextHandler(&f.log, nil))); err != nil {
+	if f.Producer, err = New(cfg, f.conn, f.reg, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

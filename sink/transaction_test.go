@@ -26,7 +26,7 @@ import (
 func (f *fixture) transactional() *Producer {
 	f.t.Helper()
 	p, err := New(Config{Topic: f.scores, DeadLetterTopic: f.dead, Format: "json", Reasons: []string{"bad_json"}, TransactionalID: f.scores},
-		f.conn, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&f.log, nil)))
+		f.conn, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func relayExactlyOnce(t *testing.T, f *fixture, partitions, each int, disturb fu
 		c, err := consumer.New(consumer.Config{
 			Topic: "in", Group: f.scores, Start: "earliest", OutOfRange: "fail", MaxRecords: 50, MaxBytes: 1 << 20,
 			MaxWait: 50 * time.Millisecond, MaxMessageBytes: 1 << 20, SessionTimeout: 6 * time.Second, Fence: p.Fence, Release: p.Release,
-		}, f.conn, func(int) consumer.Handler { return relay }, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&f.log, nil)))
+		}, f.conn, func(int) consumer.Handler { return relay }, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
