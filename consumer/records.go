@@ -99,6 +99,9 @@ func (d *decoder) tooLarge(header []byte, size int64, aborted []abortedTransacti
 	last := base
 	if header[16] == 2 {
 		last += int64(int32(be.Uint32(header[23:])))
+		if last < base {
+			return fmt.Errorf("the record batch at offset %d claims offsets up to %d", base, last)
+		}
 		if d.dropped(last, be.Uint16(header[21:]), int64(be.Uint64(header[43:]))) {
 			d.position = last + 1
 			return nil

@@ -177,6 +177,15 @@ func TestFetchDeliversTheOffsetsOfABatchThatIsTooLarge(t *testing.T) {
 	}
 }
 
+func TestFetchRefusesABatchThatIsTooLargeAndEndsBeforeItBegins(t *testing.T) {
+	header := testBatch{base: 40, values: make([][]byte, 4)}.encode(t)[:batchHeader]
+	binary.BigEndian.PutUint32(header[23:], 0xfffffff6) // -10
+	d := &decoder{position: 41, take: func(Message, int) error { return nil }}
+	if err := d.tooLarge(header, 1<<30, nil); err == nil || d.position != 41 {
+		t.Errorf("error %v, position %d; want one and 41", err, d.position)
+	}
+}
+
 // Each version of the request, with the brokers that answered it.
 func TestFetchFromOlderBrokers(t *testing.T) {
 	for name, version := range map[string]*kversion.Versions{

@@ -141,7 +141,7 @@ func (b *Builder) fits(n int) bool {
 		b.cfg.Dim = n
 		b.columns = newColumns(n)
 	}
-	return n == b.cfg.Dim
+	return n > 0 && n == b.cfg.Dim
 }
 
 // Append decodes a message. What cannot be decoded becomes a Reject: a row, or

@@ -548,6 +548,22 @@ func TestDimensionOfTheFirstEmbedding(t *testing.T) {
 	}
 }
 
+// Lists of which the first are empty tell no dimension: each is a reject, and what
+// follows is taken.
+func TestEmptyListsTellNoDimension(t *testing.T) {
+	b := newTestBuilder(t, 0)
+	schema, fill := listOf[float32](arrow.PrimitiveTypes.Float32)
+	whole := stream(t, schema, nil, fill([][]float32{{1, 2, 3}}))
+	b.Append(Message{Value: stream(t, schema, nil, fill([][]float32{{}, {}}))})
+	b.Append(Message{Value: whole[:len(whole)-100]})
+	b.Append(Message{Value: whole})
+	rec, rejects := b.Take()
+	defer rec.Release()
+	if rec.NumRows() != 1 || len(rejects) != 3 {
+		t.Errorf("%d rows, %v; want 1 and 3 rejects", rec.NumRows(), rejects)
+	}
+}
+
 // accepted checks what a builder let through, and returns it with the number of
 // rejects.
 func accepted(t *testing.T, b *Builder) (rows [][]float32, rejected int) {

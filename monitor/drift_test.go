@@ -407,14 +407,14 @@ func TestIncidentsOutliveTheDrain(t *testing.T) {
 
 // A monitor that can no longer say how it is must not go on as if it could.
 func TestServeStopsTheRunWhereItCannotGoOn(t *testing.T) {
-	listeners, err := listen(WebConfig{ListenAddresses: []string{"127.0.0.1:0"}})
+	listeners, err := listen(WebConfig{ListenAddresses: []string{"127.0.0.1:0", "127.0.0.1:0"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	s := serve(listeners, WebConfig{}, http.NotFoundHandler(), stop, slog.New(slog.DiscardHandler))
-	if err := listeners[0].Close(); err != nil {
+	if err := listeners[1].Close(); err != nil {
 		t.Fatal(err)
 	}
 	<-ctx.Done()

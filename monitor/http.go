@@ -130,17 +130,19 @@ func serve(listeners []net.Listener, cfg WebConfig, handler http.Handler, stop f
 	s := &server{
 		http:      &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second},
 		listeners: listeners,
-		done:      make(chan error, 1),
+		done:      make(chan error, len(listeners)),
 	}
 	flags := &web.FlagConfig{WebConfigFile: &cfg.ConfigFile}
-	go func() {
-		err := web.ServeMultiple(listeners, s.http, flags, log)
-		if !errors.Is(err, http.ErrServerClosed) {
-			log.Error("HTTP is no longer served: stopping", "error", err)
-			stop()
-		}
-		s.done <- err
-	}()
+	for _, l := range listeners {
+		go func() {
+			err := web.Serve(l, s.http, flags, log)
+			if !errors.Is(err, http.ErrServerClosed) {
+				log.Error("HTTP is no longer served: stopping", "address", l.Addr(), "error", err)
+				stop()
+			}
+			s.done <- err
+		}()
+	}
 	return s
 }
 
@@ -151,8 +153,10 @@ func (s *server) close(ctx context.Context) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = s.http.Close()
 	}
-	if served := <-s.done; !errors.Is(served, http.ErrServerClosed) {
-		err = errors.Join(err, served)
+	for range s.listeners {
+		if served := <-s.done; !errors.Is(served, http.ErrServerClosed) {
+			err = errors.Join(err, served)
+		}
 	}
 	return err
 }

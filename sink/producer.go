@@ -74,8 +74,10 @@ type writer struct {
 	epoch int16
 	next  map[target]int32 // sequence numbers
 	tx    transaction
-	// committed says that the transaction before the last Fence was.
+	// committed says that the transaction before the last Fence was, and taken who
+	// we have been since.
 	committed bool
+	taken     owner
 
 	stream   bytes.Buffer // with the format arrow
 	buf      []byte       // keys and values

@@ -59,10 +59,10 @@ func (p *Producer) Fence(ctx context.Context, partition int) error {
 	w := p.writer(partition)
 	defer w.mu.Unlock()
 	w.id, w.tx = -1, transaction{}
-	if err := w.call(ctx, "look up transactional id "+w.transactionalID(), func() error { return w.lookUp(ctx) }); err != nil {
-		return err
-	}
 	return w.call(ctx, "take over transactional id "+w.transactionalID(), func() error {
+		if err := w.lookUp(ctx); err != nil {
+			return err
+		}
 		answer, err := w.conn.Kafka.InitProducerID(ctx, &kafka.InitProducerIDRequest{
 			TransactionalID: w.transactionalID(), TransactionTimeoutMs: int(transactionTimeout.Milliseconds()), ProducerID: -1, ProducerEpoch: -1,
 		})
@@ -78,29 +78,38 @@ func (p *Producer) Fence(ctx context.Context, partition int) error {
 			return err
 		}
 		w.id, w.epoch, w.next = int64(answer.Producer.ProducerID), int16(answer.Producer.ProducerEpoch), make(map[target]int32)
+		w.taken = owner{w.id, w.epoch}
 		return nil
 	})
+}
+
+// An owner of a transactional id is known by the producer id and epoch that its
+// coordinator gave it.
+type owner struct {
+	id    int64
+	epoch int16
 }
 
 // lookUp keeps what becomes of the last transaction, since a coordinator that
 // gives a new epoch no longer says.
 func (w *writer) lookUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, produceTimeout)
+	defer cancel()
 	answer, err := w.conn.Transport.RoundTrip(ctx, w.conn.Kafka.Addr, &describeRequest{id: w.transactionalID(), clientID: w.conn.ClientID})
 	if err != nil {
 		if errors.Is(err, kafka.UnsupportedVersion) { // before Kafka 3.0
 			return nil
 		}
-		return err
+		return fmt.Errorf("ask for the last transaction: %w", err)
 	}
 	described := answer.(*describeResponse)
-	if code := kafka.Error(described.errorCode); code != 0 {
-		if passing(code) {
-			return code
-		}
-		return nil // an id that is new; what else it is, taking over tells
+	if code := kafka.Error(described.errorCode); code != 0 && passing(code) {
+		return fmt.Errorf("ask for the last transaction: %w", code)
 	}
-	switch described.state {
-	case "Empty": // taken over since: what was seen then holds
+	switch described.state { // none: an id that is new, or else taking over tells
+	case "Empty":
+		// Taken over since: by us, and what was seen then holds, or by another.
+		w.committed = w.committed && described.owner == w.taken
 	case "PrepareCommit", "CompleteCommit":
 		w.committed = true
 	default: // one that is open is aborted by who takes over
@@ -112,7 +121,7 @@ func (w *writer) lookUp(ctx context.Context) error {
 // Release ends the last transaction of an input partition once more, where the
 // group still holds its offset back after Fence, in the same way: what was
 // committed is committed, all else is aborted, and so is one of which the
-// coordinator, asked after an instance was killed in between, no longer tells.
+// coordinator no longer tells, since another instance took over in between.
 // Fence waits for it.
 //
 // Kafka 4.2 and 4.3 need that: a coordinator that takes over while a partition

@@ -275,6 +275,50 @@ func TestTransactionIsGivenUpWhereItsTargetMoves(t *testing.T) {
 	})
 }
 
+// What was seen of a transaction holds for no later one: of an id that another
+// instance has taken over since, nothing is known.
+func TestFenceForgetsWhatAnotherHasFenced(t *testing.T) {
+	kafkatest.NeedReal(t) // the fake one tells of open transactions only
+	f := newFixture(t, kafkatest.Start(t), "json", 1)
+	f.CreateTopic("in", 1)
+	fence := func(p *Producer) {
+		t.Helper()
+		if err := p.Fence(f.ctx, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	committed := func(p *Producer, want bool, when string) {
+		t.Helper()
+		w := p.writer(0)
+		defer w.mu.Unlock()
+		if w.committed != want {
+			t.Errorf("%s: committed %v, want %v", when, w.committed, want)
+		}
+	}
+	first, second := f.transactional(), f.transactional()
+	fence(first)
+	committed(first, false, "of a new id")
+	if err := first.Write(f.ctx, 0, record(t, rows(1, "a")...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Commit(f.ctx, Offset{Topic: "in", Offset: 1, Group: "group", Generation: -1}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		fence(first)
+		committed(first, true, "after a commit")
+	}
+	fence(second)
+	committed(second, false, "of what the first has taken over")
+	if err := second.Write(f.ctx, 0, record(t, rows(1, "b")...)); err != nil {
+		t.Fatal(err)
+	}
+	fence(second) // aborts it
+	committed(second, false, "of an open one")
+	fence(first)
+	committed(first, false, "after another has taken over")
+}
+
 // Every answer of a coordinator and of the log that may come is followed by all
 // results, and by each once.
 func TestExactlyOnceThroughErrors(t *testing.T) {

@@ -139,6 +139,7 @@ type describeRequest struct {
 type describeResponse struct {
 	errorCode int16
 	state     string // as kafka.coordinator.transaction.TransactionState names it
+	owner     owner
 }
 
 const describeTransactions protocol.ApiKey = 65
@@ -180,5 +181,6 @@ func (r *describeRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error
 	if len(response.TransactionStates) != 1 || response.TransactionStates[0].TransactionalID != r.id {
 		return nil, fmt.Errorf("the broker described %d transactional ids, expected %s alone", len(response.TransactionStates), r.id)
 	}
-	return &describeResponse{errorCode: response.TransactionStates[0].ErrorCode, state: response.TransactionStates[0].State}, nil
+	state := &response.TransactionStates[0]
+	return &describeResponse{state.ErrorCode, state.State, owner{state.ProducerID, state.ProducerEpoch}}, nil
 }

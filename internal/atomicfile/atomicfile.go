@@ -5,8 +5,10 @@ package atomicfile
 import (
 	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 )
 
 // A File is the new content of a path. It lies beside it, under a name that
@@ -16,22 +18,19 @@ type File struct {
 	path string
 }
 
-// Create begins the new content of path. The process may only be killed, or
-// Finish has to be called.
+// Create begins the new content of path, with permissions that the umask narrows.
+// The process may only be killed, or Finish has to be called.
 func Create(path string, perm fs.FileMode) (*File, error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp-*")
+	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp-"+strconv.FormatUint(rand.Uint64(), 36))
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return nil, err
 	}
-	file := &File{File: f, path: path}
-	if err := f.Chmod(perm); err != nil {
-		return nil, file.Finish(err)
-	}
-	return file, nil
+	return &File{File: f, path: path}, nil
 }
 
-// Finish puts the content in its place, through to the disk. Where err is not
-// nil, or where that fails, the old content stays, and the error is returned.
+// Finish puts the content in its place. Where err is not nil, or where that
+// fails, the old content stays, and the error is returned.
 func (f *File) Finish(err error) error {
 	if err == nil {
 		err = f.Sync()
@@ -43,11 +42,12 @@ func (f *File) Finish(err error) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	dir, err := os.Open(filepath.Dir(f.path))
-	if err != nil {
-		return err
+	// The rename itself outlives a crash of the machine where the folder can be
+	// synced, which not every file system and folder allows.
+	if dir, err := os.Open(filepath.Dir(f.path)); err == nil {
+		_ = errors.Join(dir.Sync(), dir.Close())
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return nil
 }
 
 // Write replaces the whole content of path.

@@ -33,7 +33,7 @@ func TestWriteReplaces(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "state")
 	for _, text := range []string{"the first content", "the second"} {
-		if err := Write(path, []byte(text), 0o640); err != nil {
+		if err := Write(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if got := content(t, path); got != text {
@@ -41,8 +41,8 @@ func TestWriteReplaces(t *testing.T) {
 		}
 	}
 	info, err := os.Stat(path)
-	if err != nil || info.Mode() != 0o640 {
-		t.Errorf("mode %v (%v), want -rw-r-----", info.Mode(), err)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v (%v), want -rw-------", info.Mode(), err)
 	}
 	if all := names(t, dir); len(all) != 1 {
 		t.Errorf("the folder holds %q", all)
