@@ -57,7 +57,7 @@ func (w *worker) claim() error {
 		offset, err = w.stableOffset(w.running)
 	}
 	if errors.Is(err, kafka.UnstableOffsetCommit) {
-		// It would be held back for ever.
+		// A marker is missing: the offset would be held back for ever.
 		if err = w.cfg.Release(w.running, w.partition, w.cfg.Group); err == nil {
 			err = w.cfg.Fence(w.running, w.partition) // waits for it
 		}
