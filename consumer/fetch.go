@@ -98,7 +98,7 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 	if response.tooLarge > 0 {
 		err = d.tooLarge(response.records, response.tooLarge, response.aborted)
 	} else {
-		err = d.decode(response.records, response.aborted)
+		err = d.decode(response.records, response.verified, response.aborted)
 	}
 	if err != nil {
 		return fmt.Errorf("read %s[%d] from offset %d: %w", r.topic, r.partition, r.position, err)

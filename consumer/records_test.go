@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -104,8 +105,51 @@ func collect(position int64, maxMessage int, data []byte, aborted ...abortedTran
 		all = append(all, m)
 		return nil
 	}
-	err := d.decode(data, aborted)
+	err := d.decode(data, verified(data, 7), aborted)
 	return all, d.position, err
+}
+
+// verified returns how many bytes a verifier finds right that is given the data
+// in portions.
+func verified(data []byte, portion int) int {
+	var v verifier
+	for done := 0; done < len(data); {
+		done = min(done+portion, len(data))
+		v.verify(data[:done])
+	}
+	return v.start
+}
+
+func TestVerifier(t *testing.T) {
+	good := testBatch{values: [][]byte{[]byte("one"), []byte("two")}}.encode(t)
+	damaged := bytes.Clone(good)
+	damaged[len(damaged)-1] ^= 1
+	old := bytes.Clone(good)
+	old[16] = 1
+	short := bytes.Clone(good)
+	binary.BigEndian.PutUint32(short[8:], 48)
+	negative := bytes.Clone(good)
+	binary.BigEndian.PutUint32(negative[8:], 1<<31)
+	n := len(good)
+	for name, c := range map[string]struct {
+		data []byte
+		want int
+	}{
+		"nothing":           {nil, 0},
+		"three":             {slices.Concat(good, good, good), 3 * n},
+		"the last cut off":  {slices.Concat(good, good[:n-1]), n},
+		"a header cut off":  {slices.Concat(good, good[:20]), n},
+		"one damaged":       {slices.Concat(good, damaged, good), n},
+		"one of version 1":  {slices.Concat(good, old, good), n},
+		"one too short":     {slices.Concat(good, short, good), n},
+		"a negative length": {slices.Concat(good, negative, good), n},
+	} {
+		for portion := 1; portion <= max(1, len(c.data)); portion++ {
+			if got := verified(c.data, portion); got != c.want {
+				t.Errorf("%s, in portions of %d: %d bytes are right, want %d", name, portion, got, c.want)
+			}
+		}
+	}
 }
 
 func offsets(messages []Message) []int64 {
@@ -238,7 +282,7 @@ func TestDecodeDoesNotHoldACompressionBomb(t *testing.T) {
 	used := testing.Benchmark(func(b *testing.B) {
 		b.ReportAllocs()
 		got, d.position = nil, 1
-		if err := d.decode(bomb, nil); err != nil {
+		if err := d.decode(bomb, 0, nil); err != nil {
 			b.Fatal(err)
 		}
 	})
@@ -385,7 +429,7 @@ func FuzzDecode(f *testing.F) {
 			n++
 			return nil
 		}
-		_ = d.decode(data, nil)
+		_ = d.decode(data, verified(data, 64), nil)
 		for _, m := range first {
 			batch := testBatch{base: m.Offset, key: m.Key, values: [][]byte{m.Value}, headers: m.Headers}.encode(t)
 			got, _, err := collect(m.Offset, 1<<10, batch)

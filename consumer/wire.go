@@ -16,6 +16,10 @@ const (
 	maxFetchVersion = 11 // the last before flexible encodings
 )
 
+// readPortion is how much is read at once: what stays in a second-level cache
+// until its checksum is taken.
+const readPortion = 128 << 10
+
 // batchLimit bounds the bytes of one record batch that are held in memory,
 // compressed or not. Brokers limit batches to max.message.bytes, 1 MB by
 // default.
@@ -44,6 +48,7 @@ type fetchResponse struct {
 	logStartOffset   int64
 	aborted          []abortedTransaction
 	records          []byte
+	verified         int   // bytes of whole batches at their beginning whose checksums are right
 	tooLarge         int64 // bytes of the first batch, where they are more than the limit; records is its header then
 }
 
@@ -234,8 +239,14 @@ func (r *fetchRequest) readRecords(in *wireReader, n int64, out *fetchResponse) 
 		r.buf = grown
 	}
 	r.buf = r.buf[:keep]
-	in.read(r.buf[start:])
-	out.records = r.buf
+	var sums verifier
+	for done := start; done < len(r.buf) && in.err == nil; {
+		n := min(len(r.buf)-done, readPortion)
+		in.read(r.buf[done : done+n])
+		done += n
+		sums.verify(r.buf[:done])
+	}
+	out.records, out.verified = r.buf, sums.start
 }
 
 var errShort = errors.New("it ends early")

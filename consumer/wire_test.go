@@ -54,7 +54,7 @@ func TestResponse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.errorCode != 1 || got.highWatermark != 90 || got.lastStableOffset != 80 || got.logStartOffset != 10 || !bytes.Equal(got.records, records) || fmt.Sprint(got.aborted) != fmt.Sprint(aborted) {
+	if got.errorCode != 1 || got.highWatermark != 90 || got.lastStableOffset != 80 || got.logStartOffset != 10 || !bytes.Equal(got.records, records) || got.verified != len(records) || fmt.Sprint(got.aborted) != fmt.Sprint(aborted) {
 		t.Errorf("%+v", got)
 	}
 	if in.Len() != 4 {
@@ -62,7 +62,7 @@ func TestResponse(t *testing.T) {
 	}
 	// What is beyond the limit is read past: whole batches of it come again.
 	two := append(bytes.Clone(records), records...)
-	if got, err := newRequest(len(records) + 100).decode(bytes.NewReader(response(0, nil, two))); err != nil || got.tooLarge != 0 || !bytes.Equal(got.records, two[:len(records)+100]) {
+	if got, err := newRequest(len(records) + 100).decode(bytes.NewReader(response(0, nil, two))); err != nil || got.tooLarge != 0 || !bytes.Equal(got.records, two[:len(records)+100]) || got.verified != len(records) {
 		t.Errorf("%v, %d bytes", err, len(got.records))
 	}
 	if got, err := newRequest(len(records) - 1).decode(bytes.NewReader(response(0, nil, two))); err != nil || got.tooLarge != int64(len(records)) || !bytes.Equal(got.records, records[:batchHeader]) {

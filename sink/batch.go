@@ -27,48 +27,50 @@ const attrTransactional = 0x10
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// appendBatch appends a record batch of version 2 (its layout is shown in the
-// package consumer), uncompressed, with the numbers by which a broker knows a
-// batch that it has already.
-func appendBatch(dst []byte, messages []message, now time.Time, producer int64, epoch int16, sequence int32, transactional bool) []byte {
+// A record batch of version 2 is a header (its layout is shown in the package
+// consumer) and its records.
+const batchHeader = 61
+
+// appendRecord appends a message as the i-th record of a batch.
+func appendRecord(dst []byte, i int, m *message) []byte {
+	length := 2 + varintLen(int64(i)) + bytesLen(m.key) + bytesLen(m.value) + varintLen(int64(len(m.headers)))
+	for _, h := range m.headers {
+		length += varintLen(int64(len(h.Key))) + len(h.Key) + bytesLen(h.Value)
+	}
+	dst = binary.AppendVarint(dst, int64(length))
+	dst = append(dst, 0, 0) // attributes, and the time since the batch's
+	dst = binary.AppendVarint(dst, int64(i))
+	dst = appendBytes(appendBytes(dst, m.key), m.value)
+	dst = binary.AppendVarint(dst, int64(len(m.headers)))
+	for _, h := range m.headers {
+		dst = append(binary.AppendVarint(dst, int64(len(h.Key))), h.Key...)
+		dst = appendBytes(dst, h.Value)
+	}
+	return dst
+}
+
+// finishBatch fills in the header of a batch of n records, uncompressed, with the
+// numbers by which a broker knows a batch that it has already.
+func finishBatch(batch []byte, n int, now time.Time, producer int64, epoch int16, sequence int32, transactional bool) {
 	be := binary.BigEndian
-	start := len(dst)
 	at := uint64(now.UnixMilli())
-	dst = be.AppendUint64(dst, 0) // base offset: the broker's
-	dst = be.AppendUint32(dst, 0) // length
-	dst = be.AppendUint32(dst, 0xffffffff)
-	dst = append(dst, 2, 0, 0, 0, 0) // version, checksum
+	be.PutUint64(batch, 0) // base offset: the broker's
+	be.PutUint32(batch[8:], uint32(len(batch)-12))
+	be.PutUint32(batch[12:], 0xffffffff)
+	batch[16] = 2 // version
 	attributes := uint16(0)
 	if transactional {
 		attributes = attrTransactional
 	}
-	dst = be.AppendUint16(dst, attributes)
-	dst = be.AppendUint32(dst, uint32(len(messages)-1))
-	dst = be.AppendUint64(be.AppendUint64(dst, at), at)
-	dst = be.AppendUint64(dst, uint64(producer))
-	dst = be.AppendUint16(dst, uint16(epoch))
-	dst = be.AppendUint32(dst, uint32(sequence))
-	dst = be.AppendUint32(dst, uint32(len(messages)))
-	for i := range messages {
-		m := &messages[i]
-		length := 2 + varintLen(int64(i)) + bytesLen(m.key) + bytesLen(m.value) + varintLen(int64(len(m.headers)))
-		for _, h := range m.headers {
-			length += varintLen(int64(len(h.Key))) + len(h.Key) + bytesLen(h.Value)
-		}
-		dst = binary.AppendVarint(dst, int64(length))
-		dst = append(dst, 0, 0) // attributes, and the time since the batch's
-		dst = binary.AppendVarint(dst, int64(i))
-		dst = appendBytes(appendBytes(dst, m.key), m.value)
-		dst = binary.AppendVarint(dst, int64(len(m.headers)))
-		for _, h := range m.headers {
-			dst = append(binary.AppendVarint(dst, int64(len(h.Key))), h.Key...)
-			dst = appendBytes(dst, h.Value)
-		}
-	}
-	batch := dst[start:]
-	be.PutUint32(batch[8:], uint32(len(batch)-12))
+	be.PutUint16(batch[21:], attributes)
+	be.PutUint32(batch[23:], uint32(n-1))
+	be.PutUint64(batch[27:], at)
+	be.PutUint64(batch[35:], at)
+	be.PutUint64(batch[43:], uint64(producer))
+	be.PutUint16(batch[51:], uint16(epoch))
+	be.PutUint32(batch[53:], uint32(sequence))
+	be.PutUint32(batch[57:], uint32(n))
 	be.PutUint32(batch[17:], crc32.Checksum(batch[21:], castagnoli))
-	return dst
 }
 
 func appendBytes(dst, b []byte) []byte {

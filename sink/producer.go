@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -79,11 +80,10 @@ type writer struct {
 	committed bool
 	taken     owner
 
-	stream   bytes.Buffer // with the format arrow
-	buf      []byte       // keys and values
-	ends     [][2]int     // of each message, where its key and its value end in buf
-	messages []message
-	request  []byte
+	stream  bytes.Buffer // with the format arrow
+	row     []byte       // key and value of one message
+	request []byte       // with one batch
+	batch   int          // where that begins
 }
 
 // A target is an output partition.
@@ -137,19 +137,12 @@ func (p *Producer) Write(ctx context.Context, partition int, rec arrow.Record) e
 	if err != nil {
 		return err
 	}
-	w.buf, w.ends, w.messages = w.buf[:0], w.ends[:0], w.messages[:0]
-	for row := range int(rec.NumRows()) {
-		w.buf = append(w.buf, id.Value(row)...)
-		key := len(w.buf)
-		w.buf = enc.append(w.buf, row)
-		w.ends = append(w.ends, [2]int{key, len(w.buf)})
-	}
-	start := 0
-	for _, end := range w.ends { // now that buf no longer moves
-		w.messages = append(w.messages, message{key: w.buf[start:end[0]], value: w.buf[end[0]:end[1]], headers: jsonHeaders})
-		start = end[1]
-	}
-	return w.publish(ctx, kindScores, p.cfg.Topic, w.messages)
+	return w.publish(ctx, kindScores, p.cfg.Topic, int(rec.NumRows()), func(row int) message {
+		w.row = append(w.row[:0], id.Value(row)...)
+		key := len(w.row)
+		w.row = enc.append(w.row, row)
+		return message{key: w.row[:key], value: w.row[key:], headers: jsonHeaders}
+	})
 }
 
 var (
@@ -166,9 +159,9 @@ func (w *writer) writeArrow(ctx context.Context, rec arrow.Record) error {
 		return fmt.Errorf("encode scores as Arrow: %w", err)
 	}
 	rows := rec.NumRows()
-	one := []message{{value: w.stream.Bytes(), headers: arrowHeaders}}
-	if rows == 1 || one[0].size() <= w.limit(w.cfg.Topic) {
-		err := w.publish(ctx, kindScores, w.cfg.Topic, one)
+	one := message{value: w.stream.Bytes(), headers: arrowHeaders}
+	if rows == 1 || one.size() <= w.limit(w.cfg.Topic) {
+		err := w.publish(ctx, kindScores, w.cfg.Topic, 1, func(int) message { return one })
 		if rows == 1 || !errors.Is(err, kafka.MessageSizeTooLarge) {
 			return err
 		}
@@ -191,13 +184,12 @@ func (w *writer) writeArrow(ctx context.Context, rec arrow.Record) error {
 func (p *Producer) DeadLetter(ctx context.Context, partition int, letters []Letter) error {
 	w := p.writer(partition)
 	defer w.mu.Unlock()
-	w.messages = w.messages[:0]
+	all := make([]letter, len(letters))
 	for i := range letters {
-		l := &letter{Letter: &letters[i], keep: len(letters[i].Value)}
-		l.omitted = i > 0 && letters[i-1].Offset == letters[i].Offset && letters[i-1].Partition == letters[i].Partition
-		w.messages = append(w.messages, l.message())
+		all[i] = letter{Letter: &letters[i], keep: len(letters[i].Value)}
+		all[i].omitted = i > 0 && letters[i-1].Offset == letters[i].Offset && letters[i-1].Partition == letters[i].Partition
 	}
-	if err := w.publish(ctx, kindDeadLetter, p.cfg.DeadLetterTopic, w.messages); err != nil {
+	if err := w.publish(ctx, kindDeadLetter, p.cfg.DeadLetterTopic, len(all), func(i int) message { return all[i].message() }); err != nil {
 		return err
 	}
 	for _, l := range letters {
@@ -227,41 +219,54 @@ func (p *Producer) refused(topic string, size int) {
 	p.limits[topic] = max(1<<10, min(size, maxRequest)/2)
 }
 
-// publish sends the messages in order, in requests that a broker takes, and
-// returns when all are acknowledged.
-func (w *writer) publish(ctx context.Context, kind, topic string, messages []message) error {
-	for len(messages) > 0 {
-		limit := w.limit(topic)
-		n, size := 1, messages[0].size()
-		for n < len(messages) {
-			more := messages[n].size()
-			if size+more > limit {
-				break
-			}
-			size += more
-			n++
-		}
-		err := w.send(ctx, kind, topic, messages[:n])
+// publish sends n messages in order, in requests that a broker takes, and returns
+// when all are acknowledged. A message that at returns is used until the next call
+// of it; where a request is split, at is called again.
+func (w *writer) publish(ctx context.Context, kind, topic string, n int, at func(i int) message) error {
+	for first := 0; first < n; {
+		count, size := w.fill(topic, n-first, func(i int) message { return at(first + i) })
+		err := w.send(ctx, kind, topic, count)
 		switch {
 		case err == nil:
-			w.metrics.messages.WithLabelValues(kind).Add(float64(n))
-			messages = messages[n:]
+			w.metrics.messages.WithLabelValues(kind).Add(float64(count))
+			first += count
 		case !errors.Is(err, kafka.MessageSizeTooLarge) && !errors.Is(err, kafka.RecordListTooLarge):
 			return err
-		case n > 1:
+		case count > 1:
 			w.refused(topic, size)
-		case messages[0].letter != nil && messages[0].letter.cut():
-			messages[0] = messages[0].letter.message()
 		default:
-			return fmt.Errorf("a message of %d bytes is larger than the topic's max.message.bytes: %w", size, err)
+			if l := at(first).letter; l == nil || !l.cut() {
+				return fmt.Errorf("a message of %d bytes is larger than the topic's max.message.bytes: %w", size, err)
+			}
 		}
 	}
 	return nil
 }
 
-// send makes one request, again and again until it is acknowledged or ctx is
+// fill begins a request with as many of n messages as fit, at least one, and
+// returns how many these are, and their size.
+func (w *writer) fill(topic string, n int, at func(i int) message) (count, size int) {
+	limit := w.limit(topic)
+	w.request = appendProduce(w.request[:0], w.conn.ClientID, w.transactionalID(), produceTimeout, topic)
+	w.batch = len(w.request) - batchHeader
+	for count < n {
+		m := at(count)
+		more := m.size()
+		if count == 0 { // the others are about as large
+			w.request = slices.Grow(w.request, max(more, min(limit, n*more)))
+		} else if size+more > limit {
+			break
+		}
+		w.request = appendRecord(w.request, count, &m)
+		size += more
+		count++
+	}
+	return count, size
+}
+
+// send makes the request with n messages, again and again until it is acknowledged or ctx is
 // done. Only what no attempt can mend is an error before.
-func (w *writer) send(ctx context.Context, kind, topic string, messages []message) error {
+func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 	pause, begun := firstPause, time.Now()
 	var tried target
 	for {
@@ -273,12 +278,12 @@ func (w *writer) send(ctx context.Context, kind, topic string, messages []messag
 		if err == nil {
 			tried = to
 			start := time.Now()
-			if err = w.produce(ctx, to, messages); err == nil {
+			if err = w.produce(ctx, to, n); err == nil {
 				w.metrics.duration.Observe(time.Since(start).Seconds())
 				return nil
 			}
 		}
-		err = fmt.Errorf("produce %d messages to %s[%d]: %w", len(messages), topic, to.partition, err)
+		err = fmt.Errorf("produce %d messages to %s[%d]: %w", n, topic, to.partition, err)
 		w.metrics.errors.WithLabelValues(kind).Inc()
 		if permanent(err) {
 			return err
@@ -297,7 +302,7 @@ func (w *writer) send(ctx context.Context, kind, topic string, messages []messag
 			w.id = -1 // whether it was appended is not known: no sequence follows
 			return errors.Join(err, context.Cause(ctx))
 		}
-		w.log.Warn("not published; trying again", "topic", topic, "partition", to.partition, "messages", len(messages), "error", err)
+		w.log.Warn("not published; trying again", "topic", topic, "partition", to.partition, "messages", n, "error", err)
 		w.forget(topic)
 		if kafkaconn.Sleep(ctx, pause) != nil {
 			w.id = -1
@@ -320,8 +325,8 @@ func permanent(err error) bool {
 	return false
 }
 
-// produce makes one attempt.
-func (w *writer) produce(ctx context.Context, to target, messages []message) error {
+// produce makes one attempt with the request of n messages.
+func (w *writer) produce(ctx context.Context, to target, n int) error {
 	if err := w.begin(ctx); err != nil {
 		return err
 	}
@@ -331,21 +336,19 @@ func (w *writer) produce(ctx context.Context, to target, messages []message) err
 		}
 	}
 	sequence := w.next[to]
-	w.request = appendProduce(w.request[:0], w.conn.ClientID, w.transactionalID(), produceTimeout, to)
-	start := len(w.request)
-	w.request = appendBatch(w.request, messages, time.Now(), w.id, w.epoch, sequence, w.transactional())
-	finishProduce(w.request, start)
+	finishBatch(w.request[w.batch:], n, time.Now(), w.id, w.epoch, sequence, w.transactional())
+	finishProduce(w.request, w.batch, to.partition)
 	ctx, cancel := context.WithTimeout(ctx, produceTimeout)
 	defer cancel()
 	answer, err := w.conn.Kafka.Transport.RoundTrip(ctx, w.conn.Kafka.Addr, &produceRequest{to: to, bytes: w.request})
 	if err != nil {
-		w.request = nil // one that was given up may still be written
+		w.request = cloneProduce(w.request) // one that was given up may still be sent
 		return err
 	}
 	code := kafka.Error(answer.(*produceResponse).errorCode)
 	switch {
 	case code == 0 || code == kafka.DuplicateSequenceNumber: // appended before
-		w.next[to] = int32((int64(sequence) + int64(len(messages))) & math.MaxInt32)
+		w.next[to] = int32((int64(sequence) + int64(n)) & math.MaxInt32)
 		return nil
 	case code == kafka.OutOfOrderSequenceNumber || code == kafka.UnknownProducerId ||
 		code == kafka.InvalidProducerEpoch || code == kafka.InvalidProducerIDMapping ||

@@ -33,8 +33,9 @@ const versionAt = 6
 func (*produceRequest) ApiKey() protocol.ApiKey  { return protocol.Produce }
 func (*produceResponse) ApiKey() protocol.ApiKey { return protocol.Produce }
 
-// appendProduce appends a request up to its record batch, which has to follow.
-func appendProduce(dst []byte, clientID, transactionalID string, timeout time.Duration, to target) []byte {
+// appendProduce appends a request up to its batch's records, which have to follow.
+// What it leaves out finishProduce and finishBatch fill in.
+func appendProduce(dst []byte, clientID, transactionalID string, timeout time.Duration, topic string) []byte {
 	be := binary.BigEndian
 	str := func(s string) {
 		dst = be.AppendUint16(dst, uint16(len(s)))
@@ -53,16 +54,28 @@ func appendProduce(dst []byte, clientID, transactionalID string, timeout time.Du
 	dst = be.AppendUint16(dst, 0xffff) // acknowledged by all in-sync replicas
 	dst = be.AppendUint32(dst, uint32(timeout.Milliseconds()))
 	dst = be.AppendUint32(dst, 1)
-	str(to.topic)
+	str(topic)
 	dst = be.AppendUint32(dst, 1)
-	dst = be.AppendUint32(dst, uint32(to.partition))
-	return be.AppendUint32(dst, 0) // length of the batch
+	dst = be.AppendUint32(dst, 0) // partition
+	dst = be.AppendUint32(dst, 0) // length of the batch
+	return append(dst, make([]byte, batchHeader)...)
 }
 
-// finishProduce fills in the lengths of a request whose batch begins at batch.
-func finishProduce(request []byte, batch int) {
+// finishProduce fills in the lengths of a request whose batch begins at batch, and
+// the partition.
+func finishProduce(request []byte, batch, partition int) {
 	binary.BigEndian.PutUint32(request, uint32(len(request)-4))
+	binary.BigEndian.PutUint32(request[batch-8:], uint32(partition))
 	binary.BigEndian.PutUint32(request[batch-4:], uint32(len(request)-batch))
+}
+
+// cloneProduce copies a request, but for its version, which may be filled in
+// meanwhile.
+func cloneProduce(request []byte) []byte {
+	clone := make([]byte, len(request))
+	copy(clone, request[:versionAt])
+	copy(clone[versionAt+2:], request[versionAt+2:])
+	return clone
 }
 
 // Broker routes the request to the leader of its partition.
