@@ -164,8 +164,10 @@ func (r *reader) take() []byte {
 	return buf
 }
 
+// giveBack keeps a buffer for the next response. One that was much larger than the
+// response that it held last is not held on to.
 func (r *reader) giveBack(buf []byte) {
-	if cap(buf) <= 2*r.maxBytes { // a rare large batch is not held on to
+	if cap(buf) <= 2*max(r.maxBytes, len(buf)) {
 		r.spare = buf
 	}
 }

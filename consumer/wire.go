@@ -18,7 +18,7 @@ const (
 
 // readPortion is how much is read at once: what stays in a second-level cache
 // until its checksum is taken.
-const readPortion = 128 << 10
+const readPortion = 64 << 10
 
 // batchLimit bounds the bytes of one record batch that are held in memory,
 // compressed or not. Brokers limit batches to max.message.bytes, 1 MB by
@@ -171,6 +171,7 @@ func (r *fetchRequest) decode(from io.Reader) (*fetchResponse, error) {
 	in.int32() // correlation
 	in.int32() // throttle time: the broker has waited already
 	out := &fetchResponse{}
+	r.buf = r.buf[:0]
 	if r.version >= 7 {
 		out.errorCode = in.int16()
 		in.int32() // session
@@ -234,7 +235,7 @@ func (r *fetchRequest) readRecords(in *wireReader, n int64, out *fetchResponse) 
 		start = batchHeader
 	}
 	if int64(cap(r.buf)) < keep {
-		grown := make([]byte, keep)
+		grown := make([]byte, keep, keep+keep/16) // the next is often a little larger
 		copy(grown, r.buf[:start])
 		r.buf = grown
 	}
