@@ -34,9 +34,9 @@ SIGHUP: the registry is read now.`,
 				return withExit(exitUsage, err)
 			}
 			if os.Getenv("GOGC") == "" {
-				// Nearly all that the line holds are buffers, which no collection has
-				// to look into: twice as many of them take no time that is seen.
-				debug.SetGCPercent(50)
+				// What the line holds is used again from batch to batch, so that
+				// collections are rare: a few more of them take no time that is seen.
+				debug.SetGCPercent(75)
 			}
 			if cfg.MemoryLimit > 0 {
 				debug.SetMemoryLimit(cfg.MemoryLimit)
