@@ -45,9 +45,6 @@ var program string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if os.Getenv("KAFKA_OPTS") == "" { // several brokers at a time, for a few minutes each
-		_ = os.Setenv("KAFKA_OPTS", "-Xmx512m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
-	}
 	if program = *programFlag; program != "" {
 		os.Exit(m.Run())
 	}
@@ -323,10 +320,11 @@ func (d *deployment) produce(seed uint64) {
 	go func() {
 		defer client.Close()
 		random := rand.New(rand.NewPCG(seed, 2))
-		tick := time.NewTicker(20 * time.Millisecond)
+		const ticks = 20 // a second
+		tick := time.NewTicker(time.Second / ticks)
 		defer tick.Stop()
 		for n := 0; ctx.Err() == nil; <-tick.C {
-			for range perSecond / 50 {
+			for range perSecond / ticks {
 				value := embedding(random)
 				if n%50 == 7 {
 					value = value[:5]
@@ -383,7 +381,8 @@ func watch(t testing.TB, broker *kafkatest.Broker, in, scores, dead string) *led
 	t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(broker.Address, ",")...), kgo.ConsumeTopics(in, scores, dead),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
-		kgo.MetadataMinAge(100*time.Millisecond), kgo.MetadataMaxAge(2*time.Second), kgo.FetchMaxWait(200*time.Millisecond))
+		kgo.MetadataMinAge(100*time.Millisecond), kgo.MetadataMaxAge(2*time.Second),
+		kgo.FetchMinBytes(1<<20), kgo.FetchMaxWait(250*time.Millisecond)) // a few requests a second are enough
 	if err != nil {
 		t.Fatal(err)
 	}
