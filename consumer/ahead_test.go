@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"bytes"
 	"encoding/binary"
 	"testing"
 )
@@ -69,5 +70,31 @@ func TestPortion(t *testing.T) {
 		if got := portion(test.maxBytes, test.size); int64(got) != test.want {
 			t.Errorf("batches of %d bytes, at most %d: %d, want %d", test.size, test.maxBytes, got, test.want)
 		}
+	}
+}
+
+// A buffer is kept as long as responses fill it, also those of brokers that send
+// a batch which is larger than was asked for. A rare large one is let go.
+func TestSpareBuffer(t *testing.T) {
+	r := &reader{maxBytes: 100}
+	for _, test := range []struct {
+		name           string
+		length, buffer int
+		kept           bool
+	}{
+		{"as asked for", 90, 106, true},
+		{"a larger batch", 1000, 1062, true},
+		{"after a larger batch", 90, 1062, false},
+		{"nothing, after a larger batch", 0, 1062, false},
+	} {
+		r.giveBack(make([]byte, test.length, test.buffer))
+		if kept := r.take() != nil; kept != test.kept {
+			t.Errorf("%s: kept %t, want %t", test.name, kept, test.kept)
+		}
+	}
+	request := newRequest(1 << 10)
+	request.buf = make([]byte, 1000)
+	if _, err := request.decode(bytes.NewReader(response(0, nil, nil))); err != nil || len(request.buf) != 0 {
+		t.Errorf("%v; after a response without records its buffer has %d bytes", err, len(request.buf))
 	}
 }
