@@ -641,6 +641,34 @@ func TestObserveAllocatesNothing(t *testing.T) {
 	}
 }
 
+// Evidence stays a number where each record of many batches wins, or loses, all bets.
+func TestExtremeBatches(t *testing.T) {
+	for _, block := range []int{1, 2, 4, 16, 128} {
+		f := newFixture(t, 10000, func(c *Config) { c.Block, c.Tolerance = block, Tolerance{} })
+		alarms := 0
+		for i := range 20 {
+			score := float64(10 - i/5%2*20)
+			f.now = f.now.Add(time.Second)
+			alarms += len(f.watch.Observe(f.batch(0, 1000, kind{
+				score: func(*rand.Rand) float64 { return score }, class: func(*rand.Rand) int { return i / 5 % 2 },
+			})))
+			for _, r := range []*recursion{&f.watch.stream.shift.recursion, &f.watch.stream.change.recursion, &f.watch.stream.retrain} {
+				for k, v := range append(slices.Clone(r.r), r.c...) {
+					if !(v >= 0 && v < math.Inf(1)) {
+						t.Fatalf("blocks of %d, batch %d: number %d is %g", block, i, k, v)
+					}
+				}
+				if !(r.evidence <= 2*r.threshold*float64(len(r.bets))) {
+					t.Fatalf("blocks of %d, batch %d: evidence %g", block, i, r.evidence)
+				}
+			}
+		}
+		if alarms < 2 {
+			t.Errorf("blocks of %d: %d alarms", block, alarms)
+		}
+	}
+}
+
 // The records that an alarm shows are the most extreme of the last two windows, each
 // with what was said of it, however the stream falls into batches.
 func TestSamples(t *testing.T) {
