@@ -369,3 +369,11 @@ func TestValidate(t *testing.T) {
 		}
 	}
 }
+
+func TestToleranceOfASmallShare(t *testing.T) {
+	for share, want := range map[float64]float64{.9: .02, .1: .02, .03: .006, 0: 0} {
+		if got := (Tolerance{Class: .02}).ofClass(share); math.Abs(got-want) > 1e-15 {
+			t.Errorf("a share of %g may move by %g, want %g", share, got, want)
+		}
+	}
+}

@@ -298,7 +298,7 @@ func shiftLimits(ref *reference, l *layout, tol Tolerance, delta float64) []floa
 		for _, m := range counts {
 			limit := 1.
 			if m < total {
-				limit = betaInv(1-dj, float64(m+1), float64(total-m)) + tol.Class
+				limit = betaInv(1-dj, float64(m+1), float64(total-m)) + tol.ofClass(float64(m)/float64(total))
 			}
 			limits = append(limits, limit)
 		}
