@@ -45,8 +45,12 @@ type WebhookConfig struct {
 type Tolerance struct {
 	Tail  float64 `yaml:"tail"`  // share of the scores beyond the reference's upper 1 % and 5 %
 	Mean  float64 `yaml:"mean"`  // mean rank and mean distance of the rank from the middle
-	Class float64 `yaml:"class"` // share of a group of classes
+	Class float64 `yaml:"class"` // share of a group of classes; less for those below a tenth
 }
+
+// ofClass returns how far the share of a group of classes may move: a group of 3 % that
+// moves by 2 % has nearly doubled or gone.
+func (t Tolerance) ofClass(share float64) float64 { return t.Class * min(1, 10*share) }
 
 // An IncidentsConfig says what is kept of an alarm.
 type IncidentsConfig struct {

@@ -75,8 +75,8 @@ type Alarm struct {
 }
 
 // An Onset is the estimate of when the change began: the block of records, or the
-// blocks of up to 32 that were acknowledged together, at which the leading bet was
-// last worth nothing.
+// blocks of up to 128 records that were acknowledged together, at which the leading
+// bet was last worth nothing.
 type Onset struct {
 	// Time is when the block was observed, RecordTime what its first record says.
 	Time       time.Time `json:"time"`

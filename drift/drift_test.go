@@ -1,11 +1,13 @@
 package drift
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -351,8 +353,7 @@ func TestEvidenceIsAffine(t *testing.T) {
 		}
 		s.b.last = float64(from)
 		for i := from; i < to; i++ {
-			s.record(bits[i], scores[i], 0, float64(i+1))
-			s.e.settle(float64(i + 1))
+			s.batch(bits[i:i+1], scores[i:i+1], []int32{0}, float64(i+1))
 		}
 		return s.b.r
 	}
@@ -640,46 +641,134 @@ func TestObserveAllocatesNothing(t *testing.T) {
 	}
 }
 
+// Evidence stays a number where each record of many batches wins, or loses, all bets.
+func TestExtremeBatches(t *testing.T) {
+	for _, block := range []int{1, 2, 4, 16, 128} {
+		f := newFixture(t, 10000, func(c *Config) { c.Block, c.Tolerance = block, Tolerance{} })
+		alarms := 0
+		for i := range 20 {
+			score := float64(10 - i/5%2*20)
+			f.now = f.now.Add(time.Second)
+			alarms += len(f.watch.Observe(f.batch(0, 1000, kind{
+				score: func(*rand.Rand) float64 { return score }, class: func(*rand.Rand) int { return i / 5 % 2 },
+			})))
+			for _, r := range []*recursion{&f.watch.stream.shift.recursion, &f.watch.stream.change.recursion, &f.watch.stream.retrain} {
+				for k, v := range append(slices.Clone(r.r), r.c...) {
+					if !(v >= 0 && v < math.Inf(1)) {
+						t.Fatalf("blocks of %d, batch %d: number %d is %g", block, i, k, v)
+					}
+				}
+				if !(r.evidence <= 2*r.threshold*float64(len(r.bets))) {
+					t.Fatalf("blocks of %d, batch %d: evidence %g", block, i, r.evidence)
+				}
+			}
+		}
+		if alarms < 2 {
+			t.Errorf("blocks of %d: %d alarms", block, alarms)
+		}
+	}
+}
+
+// The records that an alarm shows are the most extreme of the last two windows, each
+// with what was said of it, however the stream falls into batches.
+func TestSamples(t *testing.T) {
+	f := newFixture(t, 10000, nil)
+	var all []Sample
+	for len(all) < 3*window+window/2 {
+		b := f.batch(0, 1+f.r.IntN(window/2), kind{score: inControl})
+		for i := range b.Offset {
+			all = append(all, Sample{
+				ID: b.ID.Value(i), Score: b.Score[i], Class: classNames[b.Class[i]], OOD: b.OOD[i],
+				Time: time.UnixMicro(b.Time[i]).UTC(), Partition: 0, Offset: b.Offset[i],
+			})
+		}
+		f.watch.Observe(b)
+		*b = Batch{} // its memory is used again
+	}
+	for _, low := range []bool{false, true} {
+		want := slices.Clone(all[(len(all)-1)/window*window-window:])
+		slices.SortStableFunc(want, func(a, b Sample) int {
+			if low {
+				a, b = b, a
+			}
+			return cmp.Compare(b.Score, a.Score)
+		})
+		got := f.watch.stream.sampler.samples(0, low, classNames)
+		if n := f.cfg.Incidents.Samples; !reflect.DeepEqual(got, want[:n]) {
+			t.Errorf("low %v:\ngot  %+v\nwant %+v", low, got, want[:n])
+		}
+	}
+}
+
 // The whole of Observe: ranks, both detectors, the sampled extremes.
 func BenchmarkObserve(b *testing.B) {
 	for _, test := range []struct {
-		name    string
-		classes int
-		change  func(*Config)
+		name                          string
+		calibration, classes, records int
+		change                        func(*Config)
 	}{
-		{"block=1", 4, func(c *Config) { c.Block = 1 }},
-		{"block=1/classes=100", 100, func(c *Config) { c.Block = 1 }},
-		{"block=4/classes=100", 100, func(c *Config) { c.Block = 4 }},
-		{"block=16", 4, func(c *Config) {}},
-		{"block=16/classes=100", 100, func(c *Config) {}},
-		{"segments", 4, func(c *Config) { c.MaxSegments = 2 }},
-		{"projections", 4, func(c *Config) { c.Projections = true }},
+		// As the line is by default: the calibration is small, so that the first
+		// records are the reference and tell the block, which is 1 for shift.
+		{"line/classes=10", 1000, 10, 1999, func(c *Config) { c.Block = 0 }},
+		{"line/classes=100", 1000, 100, 499, func(c *Config) { c.Block = 0 }},
+		{"block=1/classes=100", 10000, 100, 2048, func(c *Config) { c.Block = 1 }},
+		{"block=4/classes=100", 10000, 100, 2048, func(c *Config) { c.Block = 4 }},
+		{"block=16/classes=100", 10000, 100, 2048, nil},
+		{"segments", 10000, 4, 2048, func(c *Config) { c.MaxSegments = 2 }},
+		{"projections", 10000, 4, 2048, func(c *Config) { c.Projections = true }},
 	} {
 		b.Run(test.name, func(b *testing.B) {
-			f := newFixture(b, 10000, test.change)
-			for c := len(classNames); c < test.classes; c++ {
+			f := newFixture(b, test.calibration, test.change)
+			for c := len(f.base.Classes); c < test.classes; c++ {
 				f.base.Classes = append(slices.Clip(f.base.Classes), fmt.Sprint("class ", c))
 			}
-			for i := range f.base.Class {
+			// Narrow, as distances are: of float32 values some are equal.
+			score := func(r *rand.Rand) float64 { return 1.3 + .02*r.NormFloat64() }
+			for i := range f.base.Scores {
+				f.base.Scores[i] = float32(score(f.r))
 				f.base.Class[i] = int32(i % test.classes)
 			}
+			slices.Sort(f.base.Scores)
 			f.open()
-			batch := f.batch(0, 4096, kind{score: inControl, segment: "eu", embedding: func(r *rand.Rand) []float32 { return normal(r, 64) }})
-			next := func() {
+			k := kind{score: score}
+			if f.cfg.MaxSegments > 0 {
+				k.segment = "eu"
+			}
+			if f.cfg.Projections {
+				k.embedding = func(r *rand.Rand) []float32 { return normal(r, 64) }
+			}
+			observe := func(batch *Batch) (elapsed time.Duration) {
 				f.now = f.now.Add(time.Second)
+				start := time.Now()
 				f.watch.Observe(batch)
+				return time.Since(start)
+			}
+			// What a processor has seen before it predicts: so many different
+			// records that it cannot learn them.
+			for n := 0; n < 2*f.cfg.ReferenceRecords; n += test.records {
+				observe(f.batch(0, test.records, k))
+			}
+			batches := make([]*Batch, 1<<17/test.records)
+			for i := range batches {
+				batches[i] = f.batch(0, test.records, k)
+			}
+			// Between two batches the line has read, scored and published others, by
+			// way of all caches.
+			other := make([]byte, 32<<20)
+			b.ReportAllocs()
+			records, elapsed := 0, time.Duration(0)
+			for b.Loop() {
+				for i := 0; i < len(other); i += 64 {
+					other[i]++
+				}
+				batch := batches[records/test.records%len(batches)]
+				elapsed += observe(batch)
+				records += test.records
 				for i := range batch.Offset {
-					batch.Offset[i] += int64(len(batch.Offset))
+					batch.Offset[i] += int64(len(batches) * test.records)
 				}
 			}
-			for range 4 {
-				next()
-			}
-			b.ReportAllocs()
-			for b.Loop() {
-				next()
-			}
-			b.ReportMetric(float64(b.N)*float64(len(batch.Offset))/b.Elapsed().Seconds(), "records/s")
+			b.ReportMetric(float64(elapsed.Nanoseconds())/float64(records), "ns/record")
 		})
 	}
 }

@@ -47,8 +47,7 @@ const (
 	retrainPerClass = 50
 )
 
-// A betting is a detector with the block in hand, and the blocks that are closed
-// but not settled.
+// A betting is a detector with the block in hand.
 //
 // Of the four features of a rank only two are summed, its p-value and its distance
 // from the middle: the others are what is missing to 1 in each record.
@@ -58,26 +57,58 @@ type betting struct {
 	last    float64
 	n       int       // records of the block in hand
 	partial []float64 // sums of their features
-	seen    []int     // of the features that are 0 in most records, those that are not in this block
+	seen    []int     // of the features of classes, those that are not 0 in this block
 	first   mark
-	sums    []float64 // of the features, of all settled blocks
+	sums    []float64 // of the features, of all closed blocks
 	count   int64     // of the records of those blocks
 
-	ranks     []ranks   // of the score, then of each projection
-	blocks    int       // closed
-	closed    []float64 // sums of their features
-	beginning mark      // of the first of them
+	ranks  []ranks   // of the score, then of each projection
+	closed []float64 // sums of the features of the blocks that close in a chunk
+	groups []group   // of classes; in blocks of one record
 }
 
-// ranks are the means of a rank in the blocks to settle.
+// A group of classes has the e of a record of it, for the two bets of shift and the
+// two that recommend retraining, and their products in a chunk, side by side.
+type group struct{ e, product [4]float64 }
+
+// beginGroups makes the groups of classes.
+func (b *betting) beginGroups(l *layout, retrain *recursion) {
+	b.groups = make([]group, l.groupCount)
+	for i := range b.groups {
+		g := &b.groups[i]
+		for k := range g.e { // no bet is made on a feature that cannot exceed its limit
+			g.e[k], g.product[k] = 1, 1
+		}
+		for k, r := range []*recursion{&b.recursion, retrain} {
+			from, to := r.bounds(scoreFeatures + i)
+			for j, slope := range r.slope[from:to] {
+				g.e[k*len(classRatios)+j] = 1 + slope
+			}
+		}
+	}
+}
+
+// settleGroups tells the bets on classes of their products.
+func (b *betting) settleGroups(retrain *recursion) {
+	for i := range b.groups {
+		g := &b.groups[i]
+		for k, r := range [...]*recursion{&b.recursion, retrain} {
+			from, to := r.bounds(scoreFeatures + i)
+			for j := range r.factor[from:to] {
+				r.factor[from+j] = g.product[k*len(classRatios)+j]
+			}
+		}
+		for k := range g.product {
+			g.product[k] = 1
+		}
+	}
+}
+
+// ranks are the means of a rank in the blocks that close in a chunk.
 type ranks struct {
 	first     int // of its features
-	p, spread [settled]float64
+	p, spread [chunk]float64
 }
-
-// settled is how many records are settled at once, at most, where they fill
-// several blocks.
-const settled = 32
 
 // begin starts to bet, without evidence, on features with these limits.
 func (b *betting) begin(l *layout, limits []float64, block int, threshold, now float64) {
@@ -86,69 +117,71 @@ func (b *betting) begin(l *layout, limits []float64, block int, threshold, now f
 	b.recursion = newRecursion(threshold, components(l, limits, block), n)
 	b.alarms = alarms
 	b.starts = make([]start, len(b.bets))
-	b.block, b.last, b.n, b.count, b.blocks = block, now, 0, 0, 0
+	b.block, b.last, b.n, b.count = block, now, 0, 0
 	b.partial, b.sums, b.closed = make([]float64, n), make([]float64, n), make([]float64, n)
-	b.seen = make([]int, 0, n+1)
+	b.seen = make([]int, 0, l.groupCount+1)
 	b.ranks = []ranks{{first: featUp}}
 	for k := range l.projections {
 		b.ranks = append(b.ranks, ranks{first: scoreFeatures + l.groupCount + perRank*k})
 	}
 }
 
-// resume finds the features that are not 0 in the block in hand.
-func (b *betting) resume() {
-	ranked := make(map[int]bool)
-	for i := range b.ranks {
-		for k := range perRank {
-			ranked[b.ranks[i].first+k] = true
-		}
-	}
-	for f, v := range b.partial {
-		if v != 0 && !ranked[f] {
+// resume finds the features of classes that are not 0 in the block in hand.
+func (b *betting) resume(l *layout) {
+	for g := range l.groupCount {
+		if f := scoreFeatures + g; b.partial[f] != 0 {
 			b.seen = append(b.seen, f)
 		}
 	}
 }
 
-// room is how many records come before the closed blocks are to be settled, or
-// at least chunk.
-func (b *betting) room() int {
-	if b.block == 0 {
-		return chunk
-	}
-	return (b.most()-b.blocks)*b.block - b.n
-}
-
-// most is how many blocks are settled at once.
-func (b *betting) most() int { return max(1, settled/b.block) }
-
-// take adds the records of h, no more than there is room for. of is the feature of
-// each that is 1 in it and 0 in most, beside the tails; nil: there is none.
-func (b *betting) take(h *hand, of []int32, retrain *recursion) {
+// take adds the records of h and lets the blocks bet that close, all at one time.
+// of is the feature of the class of each record; nil: there is none. It reports
+// whether an alarm begins.
+func (b *betting) take(h *hand, of []int32, retrain *recursion) (alarm bool) {
 	n := len(h.rows)
-	closed, over := (b.n+n)/b.block, (b.n+n)%b.block
-	if b.n == 0 && b.blocks == 0 {
-		b.first = h.mark(0)
+	blocks, over := (b.n+n)/b.block, (b.n+n)%b.block
+	beginning := b.first // of the first block that closes
+	if b.n == 0 {
+		beginning = h.mark(0)
+		b.first = beginning
 	}
-	if closed > 0 && b.blocks == 0 {
-		b.beginning = b.first
-	}
-	if over > 0 && over <= n && b.block > 1 { // a block begins that is not closed
+	if blocks > 0 && over > 0 { // a block begins that is not closed
 		b.first = h.mark(n - over)
 	}
 	share := 1 / float64(b.block)
 	for i := range b.ranks {
 		b.ranks[i].take(b, h.p[i][:n], share)
 	}
-	b.takeHits(h.tail[:n], of, retrain, share)
-	b.n, b.blocks = over, b.blocks+closed
+	b.takeTails(h.tail[:n], retrain, share)
+	if of != nil {
+		b.takeClasses(of, retrain, share)
+	}
+	b.n = over
+	if blocks > 0 {
+		alarm = b.settle(blocks, &beginning, retrain, h.now)
+	}
+	return alarm
 }
 
 // take adds p-values.
 func (r *ranks) take(b *betting, all []float64, share float64) {
 	partial, closed := b.partial[r.first:][:perRank], b.closed[r.first:][:perRank]
 	sum, spread := partial[1], partial[2]
-	for left, blocks := b.block-b.n, b.blocks; len(all) > 0; left, blocks = b.block, blocks+1 {
+	if b.block == 1 {
+		copy(r.p[:], all)
+		out := r.spread[:len(all)]
+		for i, p := range all {
+			s := math.Abs(2*p - 1)
+			sum += p
+			spread += s
+			out[i] = s
+		}
+		closed[1] += sum
+		closed[2] += spread
+		return
+	}
+	for left, block := b.block-b.n, 0; len(all) > 0; left, block = b.block, block+1 {
 		n := min(left, len(all))
 		for _, p := range all[:n] {
 			sum += p
@@ -158,7 +191,7 @@ func (r *ranks) take(b *betting, all []float64, share float64) {
 		if n < left {
 			break
 		}
-		r.p[blocks], r.spread[blocks] = sum*share, spread*share
+		r.p[block], r.spread[block] = sum*share, spread*share
 		closed[1] += sum
 		closed[2] += spread
 		sum, spread = 0, 0
@@ -166,36 +199,67 @@ func (r *ranks) take(b *betting, all []float64, share float64) {
 	partial[1], partial[2] = sum, spread
 }
 
-// takeHits adds records in which features are 1 that are 0 in most.
-func (b *betting) takeHits(tails []uint8, of []int32, retrain *recursion, share float64) {
+// takeTails adds records to the features of the tails: t5 has those with a tail of 1
+// or 2, t1 those of 2.
+func (b *betting) takeTails(tails []uint8, retrain *recursion, share float64) {
 	if b.block == 1 {
 		for _, tail := range tails {
 			for f := range int(tail) {
 				b.mean(featT5-f, 1, 1, retrain)
 			}
 		}
-		for _, f := range of {
-			b.mean(int(f), 1, 1, retrain)
+		return
+	}
+	for left := b.block - b.n; len(tails) > 0; left = b.block {
+		n := min(left, len(tails))
+		t5, t1 := 0, 0
+		for _, tail := range tails[:n] {
+			t5 += int((tail + 1) >> 1)
+			t1 += int(tail >> 1)
 		}
+		tails = tails[n:]
+		b.partial[featT5] += float64(t5)
+		b.partial[featT1] += float64(t1)
+		if n == left {
+			b.close(featT5, share, retrain)
+			b.close(featT1, share, retrain)
+		}
+	}
+}
+
+// takeClasses adds records, of each of which one feature of a group of classes is 1.
+func (b *betting) takeClasses(of []int32, retrain *recursion, share float64) {
+	if b.block == 1 {
+		for _, f := range of {
+			g := &b.groups[f-scoreFeatures]
+			g.product[0] *= g.e[0]
+			g.product[1] *= g.e[1]
+			g.product[2] *= g.e[2]
+			g.product[3] *= g.e[3]
+			b.closed[f]++
+		}
+		b.settleGroups(retrain)
 		return
 	}
 	left := b.block - b.n
-	for i, tail := range tails {
-		for f := range int(tail) {
-			b.hit(featT5 - f)
-		}
-		if of != nil {
-			b.hit(int(of[i]))
-		}
+	for _, f := range of {
+		b.hit(int(f))
 		if left--; left > 0 {
 			continue
 		}
 		left = b.block
 		for _, f := range b.seen {
-			b.mean(f, b.partial[f], share, retrain)
-			b.partial[f] = 0
+			b.close(f, share, retrain)
 		}
 		b.seen = b.seen[:0]
+	}
+}
+
+// close tells the bets on a feature of its sum in the block in hand.
+func (b *betting) close(feature int, share float64, retrain *recursion) {
+	if sum := b.partial[feature]; sum != 0 {
+		b.mean(feature, sum, share, retrain)
+		b.partial[feature] = 0
 	}
 }
 
@@ -225,34 +289,29 @@ func (b *betting) complete(sums []float64, n float64) {
 	}
 }
 
-// settle lets the closed blocks bet, all of which were closed at one time. It
-// reports whether an alarm begins.
+// settle lets the blocks bet that have closed, the first of which began at first.
 // A clock that is set back costs no more than the time it is set back by.
-func (b *betting) settle(retrain *recursion, now float64) (alarm bool) {
-	if b.blocks == 0 {
-		return false
-	}
+func (b *betting) settle(blocks int, first *mark, retrain *recursion, now float64) (alarm bool) {
 	dt := min(max(0, now-b.last), longestGap*b.threshold)
 	b.last = now
 	for i := range b.ranks {
 		r := &b.ranks[i]
-		b.recursion.rank(r.first, r.p[:b.blocks], r.spread[:b.blocks])
+		b.recursion.rank(r.first, r.p[:blocks], r.spread[:blocks])
 		if retrain != nil {
-			retrain.rank(r.first, r.p[:b.blocks], r.spread[:b.blocks])
+			retrain.rank(r.first, r.p[:blocks], r.spread[:blocks])
 		}
 	}
-	alarm = b.recursion.settle(b.blocks, dt, &b.beginning, b.sums, b.count)
+	alarm = b.recursion.settle(blocks, dt, first, b.sums, b.count)
 	if retrain != nil {
-		retrain.settle(b.blocks, dt, &b.beginning, b.sums, b.count)
+		retrain.settle(blocks, dt, first, b.sums, b.count)
 	}
-	records := b.blocks * b.block
+	records := blocks * b.block
 	b.complete(b.closed, float64(records))
 	for i, v := range b.closed {
 		b.sums[i] += v
 		b.closed[i] = 0
 	}
 	b.count += int64(records)
-	b.blocks = 0
 	return alarm
 }
 
@@ -261,6 +320,7 @@ func (b *betting) settle(retrain *recursion, now float64) (alarm bool) {
 type engine struct {
 	*options
 	calibration *reference // of the model; it makes the cells of change
+	places      *places    // in the reference, as far as there is one, and in those cells
 	segment     string     // "": the stream. Records of a segment need not be distributed as the calibration.
 	rows        []int32    // of the batch in hand; the stream's are all
 
@@ -293,6 +353,7 @@ type warmup struct {
 // newEngine begins without evidence.
 func newEngine(o *options, calibration *reference, segment string, now float64) *engine {
 	e := &engine{options: o, calibration: calibration, segment: segment, urn: newUrn(calibration.n(), segment != ""), sampler: sampler{size: o.samples, embeddings: o.show}}
+	e.rankAmong(new(ranking))
 	if !e.needsLive() {
 		e.refer(calibration)
 	}
@@ -321,7 +382,14 @@ func (e *engine) needed() int {
 	return measured
 }
 
+// rankAmong ranks scores among r, and in the cells of the urn.
+func (e *engine) rankAmong(r *ranking) { e.places = newPlaces(r, cellsOf(&e.calibration.ranking)) }
+
 func (e *engine) refer(r *reference) {
+	e.rankAmong(&r.ranking)
+	if r.live { // nobody else ranks among them
+		r.ties = nil
+	}
 	e.reference, e.layout = r, layoutOf(r)
 	e.k1, e.k5 = int(math.Floor(tail1*float64(r.n()))), int(math.Floor(tail5*float64(r.n())))
 }
@@ -334,6 +402,9 @@ func (e *engine) beginShift(block int, now float64) {
 	e.shiftLimits = shiftLimits(e.reference, &e.layout, e.tolerance, e.delta)
 	e.shift.begin(&e.layout, e.shiftLimits, block, e.threshold, now)
 	e.retrain = newRecursion(retrainThreshold, components(&e.layout, shiftLimits(e.reference, &e.layout, retrainTolerance, e.delta), block), len(e.shiftLimits))
+	if block == 1 {
+		e.shift.beginGroups(&e.layout, &e.retrain)
+	}
 }
 
 // awaited is how many records come before a detector begins.
@@ -346,8 +417,8 @@ func (e *engine) awaited() int {
 }
 
 // warmUp keeps the records of h until there are enough.
-func (e *engine) warmUp(h *hand, now float64) {
-	w := &e.warm
+func (e *engine) warmUp(h *hand) {
+	w, now := &e.warm, h.now
 	if w.class == nil {
 		need := e.needed()
 		w.scores, w.class = make([]float32, 0, need), make([]int64, len(e.calibration.class))
@@ -393,87 +464,76 @@ func (e *engine) warmUp(h *hand, now float64) {
 	}
 }
 
-// observe takes the first of the rows of a batch, each of which has a score: as
-// many as come before something is settled. It reports how many, and which
-// detectors begin an alarm.
-func (e *engine) observe(h *hand, rows []int32, now float64) (n int, shift, change bool) {
-	n = min(len(rows), chunk, e.change.room(), e.shift.room())
+// observe takes the first of the rows of a batch, each of which has a score: a
+// chunk of them. It reports how many, and which detectors begin an alarm.
+func (e *engine) observe(h *hand, rows []int32) (n int, shift, change bool) {
+	n = min(len(rows), chunk)
 	if e.shift.block == 0 {
 		n = min(n, e.awaited())
 	}
 	h.take(rows[:n], e.records, e.ood)
 	e.sampler.offer(h.Batch, h.rows, e.records, len(e.calibration.class))
-
-	p := h.p[0][:n]
-	c, last := &e.change, n-1
-	e.rank(h, n)
-	learn := int64(one(!c.active))
-	for i, cell := range h.cell[:last] {
-		p[i] = e.urn.draw(int(cell), h.v[i], learn)
-	}
-	p[last] = e.urn.draw(int(h.cell[last]), h.v[last], 0)
-	if c.block > 0 {
-		for i, p := range p {
-			h.tail[i] = uint8(one(p <= tail5) + one(p <= tail1))
-		}
-		c.take(h, nil, nil)
-		if c.blocks == c.most() {
-			change = c.settle(nil, now)
-		}
-	}
-	// What made the alarm must not become normal before somebody has looked.
-	if !c.active {
-		e.urn.add(int(h.cell[last]), 1)
-	}
-
-	if s := &e.shift; s.block > 0 {
-		size := e.reference.n()
-		for i, gap := range h.gap[:n] {
-			above := size - int(gap)
-			h.tail[i] = uint8(one(above < e.k5) + one(above < e.k1))
-			p[i] = (float64(above) + h.v[i]) / float64(size+1)
-		}
-		var of []int32
-		if e.layout.groups != nil {
-			of = h.of[:n]
-			for i, row := range h.rows {
-				of[i] = scoreFeatures + e.layout.groups[h.Class[row]]
-			}
-		}
-		for k := range e.layout.projections {
-			p := h.p[1+k][:n]
-			for i, row := range h.rows {
-				p[i] = e.reference.p(k, h.projections[row][k], h.v[i])
-			}
-		}
-		s.take(h, of, &e.retrain)
-		if s.blocks == s.most() {
-			shift = e.settleShift(now)
-		}
+	e.places.find(h.gap[:n], h.cell[:n], h.score[:n], h.tie[:n])
+	change = e.observeChange(h)
+	if e.shift.block > 0 {
+		shift = e.observeShift(h)
 	}
 	e.records += int64(n)
-	e.ood += int64(h.ood[n])
+	e.ood += h.ood
 	if e.shift.block == 0 {
-		e.warmUp(h, now)
+		e.warmUp(h)
 	}
 	return n, shift, change
 }
 
-// rank finds the cells of the first n scores in hand, and their gaps in the
-// reference.
-func (e *engine) rank(h *hand, n int) {
-	scores, ties := h.score[:n], h.tie[:n]
-	if e.reference != nil {
-		e.reference.gaps(h.gap[:n], scores, ties)
+// observeChange ranks the records in hand in the urn, and bets.
+func (e *engine) observeChange(h *hand) (alarm bool) {
+	last := len(h.rows) - 1
+	p, cells, v := h.p[0][:last+1], h.cell[:last+1], h.v[:last+1]
+	e.urn.draw(p[:last], cells, v, !e.change.active)
+	e.urn.draw(p[last:], cells[last:], v[last:], false)
+	if e.change.block > 0 {
+		tail := h.tail[:len(p)]
+		for i, p := range p {
+			tail[i] = uint8(one(p <= tail5) + one(p <= tail1))
+		}
+		alarm = e.change.take(h, nil, nil)
 	}
-	if e.reference != e.calibration {
-		e.calibration.cells.gaps(h.cell[:n], scores, ties)
-		return
+	// What made the alarm must not become normal before somebody has looked.
+	if !e.change.active {
+		e.urn.add(cells[last])
 	}
-	size := e.reference.n()
+	return alarm
+}
+
+// observeShift ranks the records in hand in the reference, and bets.
+func (e *engine) observeShift(h *hand) (alarm bool) {
+	n, size := len(h.rows), e.reference.n()
+	p, tail, v := h.p[0][:n], h.tail[:n], h.v[:n]
 	for i, gap := range h.gap[:n] {
-		h.cell[i] = uint32(cellOf(int(gap), size))
+		above := size - int(gap)
+		tail[i] = uint8(one(above < e.k5) + one(above < e.k1))
+		p[i] = (float64(above) + v[i]) / float64(size+1)
 	}
+	var of []int32
+	if e.layout.groups != nil {
+		of = h.of[:n]
+		for i, row := range h.rows {
+			of[i] = scoreFeatures + e.layout.groups[h.Class[row]]
+		}
+	}
+	for k := range e.layout.projections {
+		p := h.p[1+k][:n]
+		for i, row := range h.rows {
+			p[i] = e.reference.p(k, h.projections[row][k], h.v[i])
+		}
+	}
+	before := [scoreFeatures]float64(e.shift.sums)
+	alarm = e.shift.take(h, of, &e.retrain)
+	for i := range e.featureSums {
+		e.featureSums[i] += e.shift.sums[i] - before[i]
+	}
+	return alarm
 }
 
 func one(yes bool) (n int) {
@@ -481,25 +541,6 @@ func one(yes bool) (n int) {
 		n = 1
 	}
 	return n
-}
-
-func (e *engine) settleShift(now float64) bool {
-	before := [scoreFeatures]float64(e.shift.sums)
-	alarm := e.shift.settle(&e.retrain, now)
-	for i := range e.featureSums {
-		e.featureSums[i] += e.shift.sums[i] - before[i]
-	}
-	return alarm
-}
-
-// settle lets all closed blocks bet: no time may pass between two of them. It
-// reports which detectors begin an alarm.
-func (e *engine) settle(now float64) (shift, change bool) {
-	change = e.change.settle(nil, now)
-	if e.shift.blocks > 0 {
-		shift = e.settleShift(now)
-	}
-	return shift, change
 }
 
 // acknowledge ends the alarms: change takes what comes from now on as normal,

@@ -1,8 +1,9 @@
 package drift
 
 // chunk is how many records are taken at once at most: what is computed of each
-// stays in the nearest cache until all is.
-const chunk = 256
+// stays in the nearest cache until all is, and the blocks that close in it bet
+// together. The products of so many e stay within the range of a float64.
+const chunk = 128
 
 // A hand holds the batch in hand, what was drawn for its records, and what an
 // engine computes of a chunk of them.
@@ -19,32 +20,37 @@ type hand struct {
 	score [chunk]float32
 	tie   [chunk]uint32
 	v     [chunk]float64 // in [0, 1)
-	cell  [chunk]uint32  // of the urn
+	cell  [chunk]uint8   // of the urn
 	gap   [chunk]uint32  // in the reference
 	tail  [chunk]uint8   // 0, 1 where p ≤ 0.05, 2 where p ≤ 0.01
 	of    [chunk]int32   // the feature of the class
 	p     [1 + projections][chunk]float64
-	// how many are out of distribution of those before each, and in all.
-	ood                      [chunk + 1]int32
-	recordsBefore, oodBefore int64
+
+	fetched uint32 // means nothing
+
+	recordsBefore, oodBefore, ood int64 // the last: of those in the chunk
 }
 
 // open takes a batch in hand.
 func (h *hand) open(b *Batch, key uint64, watermark int64, now float64) {
-	h.Batch, h.now, h.all = b, now, h.all[:0]
-	if cap(h.bits) < len(b.Offset) {
-		h.bits = make([]uint64, len(b.Offset))
+	h.Batch, h.now = b, now
+	n := len(b.Offset)
+	if cap(h.bits) < n {
+		h.bits, h.all = make([]uint64, n), make([]int32, n)
 	}
-	h.bits = h.bits[:len(b.Offset)]
+	h.bits = h.bits[:n]
 	seed := seedOf(key, b.Partition)
+	scores, classes, rows, bits, all, may := b.Score[:n], b.Class[:n], b.Row[:n], h.bits, h.all[:n], 0
 	for i, offset := range b.Offset {
 		// What has no finite score must not bet.
-		if s := b.Score[i]; offset <= watermark || b.Class[i] < 0 || s-s != 0 {
+		if s := scores[i]; offset <= watermark || classes[i] < 0 || s-s != 0 {
 			continue
 		}
-		h.all = append(h.all, int32(i))
-		h.bits[i] = random(seed, offset, b.Row[i])
+		all[may] = int32(i)
+		may++
+		bits[i] = random(seed, offset, rows[i])
 	}
+	h.all = all[:may]
 }
 
 // project projects the embeddings.
@@ -61,18 +67,30 @@ func (h *hand) project(by *projector) {
 // take begins a chunk, before which an engine has seen so many records.
 func (h *hand) take(rows []int32, records, ood int64) {
 	h.rows, h.recordsBefore, h.oodBefore = rows, records, ood
+	h.ood = h.outliers(rows)
+	score, tie, v := h.score[:len(rows)], h.tie[:len(rows)], h.v[:len(rows)]
 	for i, row := range rows {
 		bits := h.bits[row]
-		h.score[i], h.tie[i], h.v[i] = h.Score[row], uint32(bits>>32), float64(uint32(bits))*(1./(1<<32))
-		h.ood[i+1] = h.ood[i] + int32(one(h.OOD[row]))
+		score[i], tie[i], v[i] = h.Score[row], uint32(bits>>32), float64(uint32(bits))*(1./(1<<32))
 	}
+}
+
+// outliers returns how many of the rows are out of distribution.
+func (h *hand) outliers(rows []int32) (ood int64) {
+	for _, row := range rows {
+		ood += int64(one(h.OOD[row]))
+	}
+	return ood
 }
 
 // mark returns where record i of the chunk is.
 func (h *hand) mark(i int) mark {
-	row := h.rows[i]
+	row, ood := h.rows[i], int64(0)
+	if i > 0 { // mostly it is the first, or one of the last few
+		ood = h.ood - h.outliers(h.rows[i:])
+	}
 	return mark{
 		time: h.now, recordTime: h.Time[row], offset: h.Offset[row], partition: h.Partition,
-		records: h.recordsBefore + int64(i), ood: h.oodBefore + int64(h.ood[i]),
+		records: h.recordsBefore + int64(i), ood: h.oodBefore + ood,
 	}
 }

@@ -65,10 +65,11 @@ func TestUrnIsUniform(t *testing.T) {
 				}
 				slices.Sort(v)
 				ref, urn := newReference(false, v, nil, nil, r.Uint64()), newUrn(n, empty)
+				places := newPlaces(&ref.ranking, cellsOf(&ref.ranking))
 				last := .5
 				for range live {
-					cell := cellOf(gap(&ref.ranking, float32(draw()), r.Uint32()), n)
-					p := urn.draw(cell, r.Float64(), 1)
+					_, cell := place(places, float32(draw()), r.Uint32())
+					p := draw1(urn, cell, r.Float64())
 					count[min(bins-1, int(p*bins))]++
 					product += (p - .5) * (last - .5)
 					sum += p
@@ -90,29 +91,101 @@ func TestUrnIsUniform(t *testing.T) {
 	}
 }
 
-func gap(r *ranking, score float32, tie uint32) int {
-	var out [1]uint32
-	r.gaps(out[:], []float32{score}, []uint32{tie})
-	return int(out[0])
+func draw1(u *urn, cell uint8, v float64) float64 {
+	var p [1]float64
+	u.draw(p[:], []uint8{cell}, []float64{v}, true)
+	return p[0]
 }
 
-// The cells' own ranking finds the cell of the gap among all.
-func TestCells(t *testing.T) {
-	r := rand.New(rand.NewPCG(8, 8))
-	for name, draw := range map[string]func() float64{
-		"continuous": r.NormFloat64, "five values": func() float64 { return fiveValues(r.NormFloat64()) },
-	} {
-		for _, n := range []int{1, 2, 100, 254, 255, 256, 257, 1000, 10000} {
-			v := make([]float32, n)
-			for i := range v {
-				v[i] = float32(draw())
+// The p-values of an urn count what is in its cells, however many are drawn at once.
+func TestUrnCounts(t *testing.T) {
+	r := rand.New(rand.NewPCG(10, 10))
+	for _, empty := range []bool{false, true} {
+		u, count, total := newUrn(1000, empty), [urnCells]int{}, 0
+		if empty {
+			total = 1 // the record itself
+		} else {
+			for gap := range 1001 {
+				count[cellOf(gap, 1000)]++
 			}
-			slices.Sort(v)
-			ref := newReference(false, v, nil, nil, 1)
-			for range 2000 {
-				score, tie := float32(draw()), r.Uint32()
-				if got, want := gap(ref.cells, score, tie), cellOf(gap(&ref.ranking, score, tie), n); got != want {
-					t.Fatalf("%s, %d scores: %g with tie %d is in cell %d, want %d", name, n, score, tie, got, want)
+			total = 1001
+		}
+		for range 200 {
+			n, learn := 1+r.IntN(600), r.IntN(4) > 0
+			cells, v, p := make([]uint8, n), make([]float64, n), make([]float64, n)
+			for i := range cells {
+				cells[i], v[i] = uint8(r.IntN(1+r.IntN(urnCells))), r.Float64()
+			}
+			u.draw(p, cells, v, learn)
+			for i, cell := range cells {
+				above, own := 0, count[cell]
+				for _, n := range count[int(cell)+1:] {
+					above += n
+				}
+				if empty {
+					own++
+				}
+				if want := (float64(above) + v[i]*float64(own)) / float64(total); math.Abs(p[i]-want) > 1e-15 {
+					t.Fatalf("began empty %v, cell %d: %g, want %g", empty, cell, p[i], want)
+				}
+				if learn {
+					count[cell]++
+					total++
+				}
+			}
+		}
+	}
+}
+
+func place(p *places, score float32, tie uint32) (gap int, cell uint8) {
+	var gaps [1]uint32
+	var cells [1]uint8
+	p.find(gaps[:], cells[:], []float32{score}, []uint32{tie})
+	return int(gaps[0]), cells[0]
+}
+
+// A score has its gap in the reference, and its cell by the gap in the calibration,
+// whether these are one or two.
+func TestPlaces(t *testing.T) {
+	r := rand.New(rand.NewPCG(8, 8))
+	draws := map[string]func() float64{
+		"continuous": r.NormFloat64, "five values": func() float64 { return fiveValues(r.NormFloat64()) },
+	}
+	// gap counts, one by one.
+	gap := func(r *ranking, score float32, tie uint32) (below int) {
+		for i, s := range r.scores {
+			below += one(s < score || s == score && r.ties != nil && r.ties[i] < tie)
+		}
+		return below
+	}
+	of := func(n int, draw func() float64, key uint64) *ranking {
+		v := make([]float32, n)
+		for i := range v {
+			v[i] = float32(draw())
+		}
+		slices.Sort(v)
+		return &newReference(false, v, nil, nil, key).ranking
+	}
+	for name, draw := range draws {
+		for otherName, other := range draws {
+			for _, n := range []int{1, 2, 100, 254, 255, 256, 257, 1000, 10000} {
+				calibration := of(n, draw, 1)
+				for what, reference := range map[string]*ranking{
+					"none": new(ranking), "calibration": calibration, "live": of(3000, other, 2), "one": of(1, other, 3),
+				} {
+					places := newPlaces(reference, cellsOf(calibration))
+					for i := range 300 {
+						score, tie := float32(draw()), r.Uint32()
+						if i%3 == 0 && reference.n() > 0 {
+							score = reference.scores[r.IntN(reference.n())]
+						}
+						gotGap, gotCell := place(places, score, tie)
+						wantGap, wantCell := gap(reference, score, tie), cellOf(gap(calibration, score, tie), n)
+						if gotGap != wantGap || int(gotCell) != wantCell {
+							t.Fatalf("calibration of %d %s scores, reference %s (%s): %g with tie %d has gap %d and cell %d, want %d and %d",
+								n, name, what, otherName, score, tie, gotGap, gotCell, wantGap, wantCell)
+						}
+					}
 				}
 			}
 		}
@@ -122,12 +195,13 @@ func TestCells(t *testing.T) {
 // The rank among the reference, with a place among equals.
 func TestGap(t *testing.T) {
 	ref := newReference(false, []float32{1, 2, 2, 2, 3}, nil, nil, 1)
+	places := newPlaces(&ref.ranking, cellsOf(&ref.ranking))
 	for _, test := range []struct {
 		score float32
 		tie   uint32
 		want  int
 	}{{0, 7, 0}, {1, 0, 0}, {1.5, 7, 1}, {2, 0, 1}, {2, math.MaxUint32, 4}, {2.5, 7, 4}, {4, 7, 5}} {
-		if got := gap(&ref.ranking, test.score, test.tie); got != test.want {
+		if got, _ := place(places, test.score, test.tie); got != test.want {
 			t.Errorf("%g with tie %d: %d, want %d", test.score, test.tie, got, test.want)
 		}
 	}
@@ -140,23 +214,19 @@ func TestGap(t *testing.T) {
 // one by one.
 func TestSettledTogether(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
-	class := []int64{3000, 3000, 3990, 10}
+	classes := []int64{3000, 3000, 3990, 10}
 	const n = 4096
-	scores, bits := make([]float32, n), make([]uint64, n)
+	scores, bits, class := make([]float32, n), make([]uint64, n), make([]int32, n)
 	for i := range bits {
-		scores[i], bits[i] = float32(mixed(.02)(r)), r.Uint64()
+		scores[i], bits[i], class[i] = float32(mixed(.02)(r)), r.Uint64(), int32(r.IntN(4))
 	}
 	calibration := normal(r, 10000)
 	for _, detector := range Detectors {
 		for _, block := range []int{1, 2, 4, 16, 64} {
 			evidence := func(every int) []float64 {
-				s := simulateClasses(calibration, class, setting{detector, 1e12, defaultTolerance, block}, 3)
-				for i := range scores {
-					now := float64(i/1024 + 1) // a batch
-					s.record(bits[i], scores[i], int32(bits[i]%4), now)
-					if (i+1)%every == 0 {
-						s.e.settle(now)
-					}
+				s := simulateClasses(calibration, classes, setting{detector, 1e12, defaultTolerance, block}, 3)
+				for i := 0; i < n; i += every {
+					s.batch(bits[i:i+every], scores[i:i+every], class[i:i+every], float64(i/1024+1))
 				}
 				return append(slices.Clone(s.b.r), s.b.sums...)
 			}
@@ -296,6 +366,14 @@ func TestValidate(t *testing.T) {
 		test.change(&c)
 		if err := c.Validate(); err == nil || err.Error() != test.want {
 			t.Errorf("got  %v\nwant %s", err, test.want)
+		}
+	}
+}
+
+func TestToleranceOfASmallShare(t *testing.T) {
+	for share, want := range map[float64]float64{.9: .02, .1: .02, .03: .006, 0: 0} {
+		if got := (Tolerance{Class: .02}).ofClass(share); math.Abs(got-want) > 1e-15 {
+			t.Errorf("a share of %g may move by %g, want %g", share, got, want)
 		}
 	}
 }

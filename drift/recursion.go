@@ -33,7 +33,7 @@ var (
 	tail5Excess  = []float64{.02, .06, .2}
 	meanStakes   = []float64{.25, .75, 1.5}
 	spreadStakes = []float64{.5, 1.5}
-	classRatios  = []float64{1.3, 2}
+	classRatios  = [...]float64{1.3, 2}
 )
 
 // maxStake keeps 1+lambda·(φ−limit) positive.
@@ -108,6 +108,9 @@ func components(l *layout, limits []float64, block int) []component {
 // e_i, and R_i is settled for many of them at once. A block whose mean is 0, as
 // most are for a tail or a group of classes, counts for its bets by its number
 // alone: its e_i is idle.
+//
+// A product that is added to something is converted to float64 first: so it is
+// rounded, also by processors that could do without, and all get the same bits.
 type recursion struct {
 	threshold float64 // A, in seconds
 	bets      []component
@@ -131,14 +134,16 @@ type recursion struct {
 
 func newRecursion(threshold float64, bets []component, features int) recursion {
 	n := len(bets)
+	all := make([]float64, 7*n) // in one piece, which is sooner in the caches
+	list := func(k int) []float64 { return all[k*n : (k+1)*n : (k+1)*n] }
 	r := recursion{
-		threshold: threshold, bets: bets, of: make([]int32, features+1), r: make([]float64, n), c: make([]float64, n),
-		weight: make([]float64, n), idle: make([]float64, n), slope: make([]float64, n), factor: make([]float64, n), still: make([]float64, n),
+		threshold: threshold, bets: bets, of: make([]int32, features+1),
+		weight: list(0), idle: list(1), slope: list(2), factor: list(3), still: list(4), r: list(5), c: list(6),
 	}
 	for i, b := range bets {
 		r.of[b.feature+1]++
 		r.weight[i] = b.weight
-		r.idle[i] = 1 - b.lambda*b.limit
+		r.idle[i] = 1 - float64(b.lambda*b.limit)
 		r.slope[i], r.factor[i] = b.lambda/r.idle[i], 1
 	}
 	for f := range features { // bets ascend by their feature
@@ -157,45 +162,60 @@ const negligible = 1e-200
 // maxCUSUM keeps C finite; it decides nothing once it is above 1.
 const maxCUSUM = 1e100
 
+// bounds returns where the bets on a feature begin and end.
+func (r *recursion) bounds(feature int) (from, to int) {
+	return int(r.of[feature]), int(r.of[feature+1])
+}
+
 // mean takes the mean of a feature in one block, unless it is 0.
 func (r *recursion) mean(feature int, mean float64) {
-	from, to := r.of[feature], r.of[feature+1]
+	from, to := r.bounds(feature)
 	slope, factor := r.slope[from:to], r.factor[from:to]
 	for i := range factor {
-		factor[i] *= 1 + slope[i]*mean
+		factor[i] *= 1 + float64(slope[i]*mean)
 	}
 }
 
 // rank takes the means of a rank, whose four features begin at first, in all
 // blocks to settle: of the p-value, and of its distance from the middle.
 func (r *recursion) rank(first int, p, spread []float64) {
-	for i := r.of[first]; i < r.of[first+1]; i++ {
-		r.factor[i] = product(p, 1+r.slope[i], -r.slope[i])
-	}
-	for i := r.of[first+1]; i < r.of[first+2]; i++ {
-		r.factor[i] = product(p, 1, r.slope[i])
-	}
-	for i := r.of[first+2]; i < r.of[first+3]; i++ {
-		r.factor[i] = product(spread, 1, r.slope[i])
-	}
-	for i := r.of[first+3]; i < r.of[first+4]; i++ {
-		r.factor[i] = product(spread, 1+r.slope[i], -r.slope[i])
+	r.opposite(first+1, first, p)
+	r.opposite(first+2, first+3, spread)
+}
+
+// opposite takes the means of two features, x and 1−x. They have the same limit and
+// therefore the same stakes.
+func (r *recursion) opposite(x, rest int, means []float64) {
+	from, to := r.bounds(x)
+	opposite, _ := r.bounds(rest)
+	for i, slope := range r.slope[from:to] {
+		r.factor[from+i], r.factor[opposite+i] = products(means, slope)
 	}
 }
 
-// product returns Π (a+b·x): four products, so that none waits for another.
-func product(x []float64, a, b float64) float64 {
-	p, q, s, t := 1., 1., 1., 1.
+// products returns Π (1+slope·x) and Π (1+slope·(1−x)): each as four products, so
+// that none waits for another.
+func products(x []float64, slope float64) (up, down float64) {
+	a0, a1, a2, a3 := 1., 1., 1., 1.
+	b0, b1, b2, b3 := 1., 1., 1., 1.
+	most := 1 + slope
 	for ; len(x) >= 4; x = x[4:] {
-		p *= a + b*x[0]
-		q *= a + b*x[1]
-		s *= a + b*x[2]
-		t *= a + b*x[3]
+		t0, t1, t2, t3 := float64(slope*x[0]), float64(slope*x[1]), float64(slope*x[2]), float64(slope*x[3])
+		a0 *= 1 + t0
+		b0 *= most - t0
+		a1 *= 1 + t1
+		b1 *= most - t1
+		a2 *= 1 + t2
+		b2 *= most - t2
+		a3 *= 1 + t3
+		b3 *= most - t3
 	}
 	for _, x := range x {
-		p *= a + b*x
+		t := float64(slope * x)
+		a0 *= 1 + t
+		b0 *= most - t
 	}
-	return p * q * (s * t)
+	return a0 * a1 * (a2 * a3), b0 * b1 * (b2 * b3)
 }
 
 // power returns x to the power n.
@@ -225,7 +245,7 @@ func (r *recursion) settle(blocks int, dt float64, first *mark, sums []float64, 
 	weight, still, e, value := r.weight[:n], r.still[:n], r.factor[:n], r.r[:n]
 	for i := range weight {
 		e[i] *= still[i]
-		v := (value[i] + weight[i]*dt) * e[i]
+		v := (value[i] + float64(weight[i]*dt)) * e[i]
 		if v > most {
 			v = most
 		} else if v < negligible {

@@ -8,10 +8,9 @@ import (
 	"gonum.org/v1/gonum/mathext"
 )
 
-// A ranking ranks scores among n others.
+// A ranking is n scores in order.
 type ranking struct {
 	scores []float32 // ascending
-	find   rank.Index
 	// ties breaks ties: ascending within each run of equal scores. nil: there
 	// are none. With it a score has a place among equals, drawn once, so that
 	// discrete scores are treated as exactly as continuous ones.
@@ -20,22 +19,77 @@ type ranking struct {
 
 func (r *ranking) n() int { return len(r.scores) }
 
-// gaps puts into each element of out how many of the scores are below that of
-// scores, from 0 to n; its tie decides among equals.
-func (r *ranking) gaps(out []uint32, scores []float32, ties []uint32) {
-	r.find.BelowAll(out, scores)
+// tie returns what decides between score i and a live one that equals it: without
+// ties it is never below.
+func (r *ranking) tie(i int) uint32 {
 	if r.ties == nil {
-		return
+		return math.MaxUint32
 	}
-	for i, at := range out {
-		if int(at) < len(r.scores) && r.scores[at] == scores[i] {
-			out[i] = uint32(r.among(int(at), scores[i], ties[i]))
+	return r.ties[i]
+}
+
+// places rank a score for both detectors at once: among those of a reference, and
+// those at which the cells of an urn begin, which lie in one row.
+type places struct {
+	ranking
+	index rank.Index
+	cell  []uint8 // by the place: how many cells have begun
+}
+
+func newPlaces(reference, cells *ranking) *places {
+	n := reference.n() + cells.n()
+	p := &places{ranking: ranking{scores: make([]float32, 0, n)}, cell: make([]uint8, 1, n+1)}
+	if reference.ties != nil || cells.ties != nil {
+		p.ties = make([]uint32, 0, n)
+	}
+	for i, k := 0, 0; i+k < n; p.cell = append(p.cell, uint8(k)) {
+		from, at := cells, &k
+		if i < reference.n() && (k == cells.n() || reference.before(i, cells, k)) {
+			from, at = reference, &i
 		}
+		p.scores = append(p.scores, from.scores[*at])
+		if p.ties != nil {
+			p.ties = append(p.ties, from.tie(*at))
+		}
+		*at++
 	}
+	p.index = rank.New(p.scores)
+	return p
+}
+
+// before reports whether score i comes before score k of another ranking.
+func (r *ranking) before(i int, other *ranking, k int) bool {
+	a, b := r.scores[i], other.scores[k]
+	return a < b || a == b && r.tie(i) < other.tie(k)
+}
+
+// find puts into each element of gaps how many of the reference are below that of
+// scores, and its cell into cells; its tie decides among equals.
+func (p *places) find(gaps []uint32, cells []uint8, scores []float32, ties []uint32) {
+	p.index.BelowAll(gaps, scores)
+	scores, ties, cells = scores[:len(gaps)], ties[:len(gaps)], cells[:len(gaps)]
+	for i, at := range gaps {
+		if p.ties != nil && int(at) < len(p.scores) && p.scores[at] == scores[i] {
+			at = uint32(p.among(int(at), scores[i], ties[i]))
+		}
+		cell := p.cell[at]
+		gaps[i], cells[i] = at-uint32(cell), cell
+	}
+}
+
+// fetch brings what find needs into the caches. The sum means nothing.
+func (p *places) fetch() (sum uint32) {
+	for i := 0; i < len(p.cell); i += 64 {
+		sum += uint32(p.cell[i])
+	}
+	return sum + p.index.Fetch()
 }
 
 // among returns the place of a score among its equals, which begin at at.
 func (r *ranking) among(at int, score float32, tie uint32) int {
+	if at+1 == len(r.scores) || r.scores[at+1] != score { // most are alone
+		return at + one(r.ties[at] < tie)
+	}
 	below := func(i int) bool { return i < len(r.scores) && r.scores[i] == score && r.ties[i] < tie }
 	for step := 1; step > 0; { // most runs are short
 		if below(at + step - 1) {
@@ -56,11 +110,10 @@ type reference struct {
 	class       []int64     // counts
 	projections [][]float32 // ascending
 	findEach    []rank.Index
-	cells       *ranking // of the calibration: in it the gap of a score is its cell in an urn
 }
 
 func newReference(live bool, sorted []float32, class []int64, projections [][]float32, key uint64) *reference {
-	r := &reference{ranking: ranking{scores: sorted, find: rank.New(sorted)}, live: live, class: class, projections: projections}
+	r := &reference{ranking: ranking{scores: sorted}, live: live, class: class, projections: projections}
 	for _, p := range projections {
 		r.findEach = append(r.findEach, rank.New(p))
 	}
@@ -79,9 +132,6 @@ func newReference(live bool, sorted []float32, class []int64, projections [][]fl
 			start = i
 		}
 	}
-	if !live {
-		r.cells = cellsOf(&r.ranking)
-	}
 	return r
 }
 
@@ -93,7 +143,7 @@ func (r *reference) p(k int, x float32, v float64) float64 {
 	if gap < len(values) && values[gap] == x {
 		equal = find.Below(math.Nextafter32(x, float32(math.Inf(1)))) - gap
 	}
-	return (float64(len(values)-gap-equal) + v*float64(equal+1)) / float64(len(values)+1)
+	return (float64(len(values)-gap-equal) + float64(v*float64(equal+1))) / float64(len(values)+1)
 }
 
 // betaInv returns x with BetaCDF(x; a, b) = p. mathext.InvRegIncBeta loses
@@ -248,7 +298,7 @@ func shiftLimits(ref *reference, l *layout, tol Tolerance, delta float64) []floa
 		for _, m := range counts {
 			limit := 1.
 			if m < total {
-				limit = betaInv(1-dj, float64(m+1), float64(total-m)) + tol.Class
+				limit = betaInv(1-dj, float64(m+1), float64(total-m)) + tol.ofClass(float64(m)/float64(total))
 			}
 			limits = append(limits, limit)
 		}

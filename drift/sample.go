@@ -51,14 +51,15 @@ type sampled struct {
 	class     []int64
 }
 
-// offer takes those of the rows of a batch that are extreme; first is the place of
-// the first of them in the stream.
+// offer takes those of the rows of a batch that are extreme, whose records have to be
+// kept before the batch is gone; first is the place of the first of them in the
+// stream.
 func (s *sampler) offer(b *Batch, rows []int32, first int64, classes int) {
 	for len(rows) > 0 {
 		if s.n == window {
 			s.at, s.n = 1-s.at, 0
 			w := &s.windows[s.at]
-			w.high, w.low = w.high[:0], w.low[:0]
+			w.high.order, w.low.order = w.high.order[:0], w.low.order[:0]
 			clear(w.class)
 		}
 		n := min(len(rows), window-s.n)
@@ -71,11 +72,11 @@ func (s *sampler) offer(b *Batch, rows []int32, first int64, classes int) {
 			w.class[b.Class[row]]++
 			score := b.Score[row]
 			if score > high {
-				s.fill(w.high.offer(score, s.size), b, row, first+int64(i))
+				w.high.offer(score, s.size, row, first+int64(i))
 				high = w.high.least(s.size)
 			}
 			if -score > low {
-				s.fill(w.low.offer(-score, s.size), b, row, first+int64(i))
+				w.low.offer(-score, s.size, row, first+int64(i))
 				low = w.low.least(s.size)
 			}
 		}
@@ -87,7 +88,6 @@ func (s *sampler) offer(b *Batch, rows []int32, first int64, classes int) {
 
 // A kept record is extreme among those of its window.
 type kept struct {
-	rank       float32 // the larger, the more extreme
 	score      float32
 	class, row int32
 	ood        bool
@@ -99,9 +99,24 @@ type kept struct {
 	embedding  []float32
 }
 
-func (s *sampler) fill(k *kept, b *Batch, row int32, index int64) {
+// keep copies what is not kept yet of the extreme records of a batch: most that are
+// extreme at first are not by its end.
+func (s *sampler) keep(b *Batch) {
+	for i := range s.windows {
+		for _, end := range []*extremes{&s.windows[i].high, &s.windows[i].low} {
+			for j := range end.order {
+				if x := &end.order[j]; x.row >= 0 {
+					s.fill(&end.records[x.record], b, x.row)
+					x.row = -1
+				}
+			}
+		}
+	}
+}
+
+func (s *sampler) fill(k *kept, b *Batch, row int32) {
 	k.score, k.class, k.row, k.ood = b.Score[row], b.Class[row], b.Row[row], b.OOD[row]
-	k.partition, k.offset, k.time, k.index = b.Partition, b.Offset[row], b.Time[row], index
+	k.partition, k.offset, k.time = b.Partition, b.Offset[row], b.Time[row]
 	k.id = k.id[:0]
 	if b.ID != nil {
 		k.id = append(k.id, b.ID.Value(int(row))...)
@@ -112,66 +127,73 @@ func (s *sampler) fill(k *kept, b *Batch, row int32, index int64) {
 	}
 }
 
-// extremes ascend by rank.
-type extremes []kept
+// extremes are the records with the highest ranks.
+type extremes struct {
+	order   []extreme // ascending by rank
+	records []kept
+}
+
+type extreme struct {
+	rank   float32
+	record int32
+	row    int32 // in the batch in hand, of which it is not kept yet; −1: it is
+}
 
 // least returns what the rank of a record has to be above to be among the size
 // highest.
-func (x extremes) least(size int) float32 {
+func (x *extremes) least(size int) float32 {
 	switch {
 	case size == 0:
 		return float32(math.Inf(1))
-	case len(x) < size:
+	case len(x.order) < size:
 		return float32(math.Inf(-1))
 	}
-	return x[0].rank
+	return x.order[0].rank
 }
 
-// offer makes room for a record whose rank is above least, and returns its place.
-// The memory of the one that it displaces is used again.
-func (x *extremes) offer(rank float32, size int) *kept {
-	k := *x
-	at := 0
-	if len(k) < size {
-		if len(k) < cap(k) {
-			k = k[:len(k)+1]
-		} else {
-			k = append(k, kept{})
+// offer takes a record whose rank is above least. The memory of the one that it
+// displaces is used again.
+func (x *extremes) offer(rank float32, size int, row int32, index int64) {
+	at, record := 0, int32(len(x.order))
+	if len(x.order) < size {
+		if len(x.records) < size {
+			x.order, x.records = make([]extreme, 0, size), make([]kept, size)
 		}
-		at = len(k) - 1
-		free := k[at]
-		for ; at > 0 && k[at-1].rank > rank; at-- {
-			k[at] = k[at-1]
+		at = len(x.order)
+		x.order = append(x.order, extreme{})
+		for ; at > 0 && x.order[at-1].rank > rank; at-- {
+			x.order[at] = x.order[at-1]
 		}
-		k[at] = free
 	} else {
-		free := k[0]
-		for ; at+1 < len(k) && k[at+1].rank < rank; at++ {
-			k[at] = k[at+1]
+		record = x.order[0].record
+		for ; at+1 < size && x.order[at+1].rank < rank; at++ {
+			x.order[at] = x.order[at+1]
 		}
-		k[at] = free
 	}
-	k[at].rank = rank
-	*x = k
-	return &k[at]
+	x.order[at] = extreme{rank, record, row}
+	x.records[record].index = index
 }
 
 // samples returns the most extreme records from the index-th on, those with low
 // scores if low is set.
 func (s *sampler) samples(since int64, low bool, classes []string) []Sample {
-	var all []*kept
+	type candidate struct {
+		rank float32
+		*kept
+	}
+	var all []candidate
 	for i := range s.windows {
-		end := s.windows[i].high
+		end := &s.windows[i].high
 		if low {
-			end = s.windows[i].low
+			end = &s.windows[i].low
 		}
-		for j := range end {
-			if end[j].index >= since {
-				all = append(all, &end[j])
+		for _, x := range end.order {
+			if k := &end.records[x.record]; k.index >= since {
+				all = append(all, candidate{x.rank, k})
 			}
 		}
 	}
-	slices.SortStableFunc(all, func(a, b *kept) int { return cmp.Compare(b.rank, a.rank) })
+	slices.SortStableFunc(all, func(a, b candidate) int { return cmp.Compare(b.rank, a.rank) })
 	out := make([]Sample, 0, s.size)
 	for _, k := range all[:min(len(all), s.size)] {
 		out = append(out, Sample{

@@ -54,24 +54,26 @@ func (s *simulation) observe(r *rand.Rand, score, dt float64) bool {
 
 func (s *simulation) observeClass(r *rand.Rand, score float64, class int32, dt float64) bool {
 	s.now += dt
-	if s.record(r.Uint64(), float32(score), class, s.now) {
-		return true
-	}
-	shift, change := s.e.settle(s.now)
-	return shift || change
+	return s.batch([]uint64{r.Uint64()}, []float32{float32(score)}, []int32{class}, s.now)
 }
 
-// record takes one score and reports whether an alarm begins, without letting the
-// blocks bet that are not due yet.
-func (s *simulation) record(bits uint64, score float32, class int32, now float64) bool {
-	h := &s.hand
-	if h.Batch == nil {
-		h.Batch = &Batch{Offset: make([]int64, 1), Row: make([]int32, 1), Score: make([]float32, 1), Class: make([]int32, 1), OOD: make([]bool, 1), Time: make([]int64, 1)}
-		h.all, h.bits = []int32{0}, make([]uint64, 1)
+// batch takes records, all at one time, and reports whether an alarm begins.
+func (s *simulation) batch(bits []uint64, scores []float32, class []int32, now float64) (alarm bool) {
+	h, n := &s.hand, len(scores)
+	if h.Batch == nil || len(h.Row) != n {
+		h.Batch = &Batch{Offset: make([]int64, n), Row: make([]int32, n), OOD: make([]bool, n), Time: make([]int64, n)}
+		h.all = make([]int32, n)
 	}
-	h.now, h.Offset[0], h.Score[0], h.Class[0], h.bits[0] = now, s.e.records, score, class, bits
-	_, shift, change := s.e.observe(h, h.all, now)
-	return shift || change
+	h.now, h.bits, h.Score, h.Class = now, bits, scores, class
+	for i := range h.all {
+		h.all[i], h.Offset[i] = int32(i), s.e.records+int64(i)
+	}
+	for rows := h.all; len(rows) > 0; {
+		n, shift, change := s.e.observe(h, rows)
+		alarm = alarm || shift || change
+		rows = rows[n:]
+	}
+	return alarm
 }
 
 func normal(r *rand.Rand, n int) []float32 {

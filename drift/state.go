@@ -445,6 +445,7 @@ func (r *reader) engine(o *options, key uint64, calibration *reference, segment 
 		e.featureSums[i] = r.f64()
 	}
 	e.recommended = r.bool()
+	e.rankAmong(new(ranking))
 	kind := r.u8()
 	if wantsLive := kind == stateWarming || kind == stateLive; r.err == nil && (kind > stateWarmingCalibration || wantsLive != e.needsLive()) {
 		r.err = fmt.Errorf("a reference of kind %d does not go with the configuration", kind)
@@ -470,8 +471,9 @@ func (r *reader) engine(o *options, key uint64, calibration *reference, segment 
 		if r.err == nil && !(n >= 0 && n <= maxCell && n == math.Trunc(n)) {
 			r.err = fmt.Errorf("%g records in a cell", n)
 		}
-		e.urn.add(i, int64(n))
+		e.urn.cells[i] = int64(n)
 	}
+	e.urn.sum()
 	for _, b := range []*betting{&e.shift, &e.change} {
 		block := int(r.u32())
 		if r.err == nil && block > maxBlock {
@@ -483,15 +485,17 @@ func (r *reader) engine(o *options, key uint64, calibration *reference, segment 
 		if block == 0 || r.err != nil {
 			continue
 		}
+		l := &e.layout
 		if b == &e.shift {
 			e.beginShift(block, 0)
 		} else {
 			e.beginChange(block, 0)
+			l = new(layout)
 		}
 		b.last, b.n, b.count = r.f64(), int(r.u32()), r.i64()
 		r.into(b.partial)
 		r.into(b.sums)
-		b.resume()
+		b.resume(l)
 		b.first = r.mark()
 		r.recursion(&b.recursion)
 		if r.err == nil && b.n >= block {

@@ -168,27 +168,25 @@ func (w *Watch) records(b *Batch, watermark int64, now float64) (alarms []Alarm)
 
 // feed lets the rows in hand bet with an engine.
 func (w *Watch) feed(e *engine, rows []int32, alarms []Alarm, now float64) []Alarm {
+	if len(rows) > chunk { // since the last batch the line has used the caches for other things
+		w.hand.fetched += e.places.fetch()
+	}
 	for len(rows) > 0 {
-		n, shift, change := e.observe(&w.hand, rows, now)
-		alarms = w.raise(alarms, e, shift, change, now)
+		n, shift, change := e.observe(&w.hand, rows)
+		if shift {
+			alarms = append(alarms, w.alarm(e, &e.shift, Shift, now))
+		}
+		if change {
+			alarms = append(alarms, w.alarm(e, &e.change, Change, now))
+		}
 		rows = rows[n:]
 	}
-	shift, change := e.settle(now)
-	return w.raise(alarms, e, shift, change, now)
-}
-
-// raise adds the alarms that begin.
-func (w *Watch) raise(alarms []Alarm, e *engine, shift, change bool, now float64) []Alarm {
-	if shift {
-		alarms = append(alarms, w.alarm(e, &e.shift, Shift, now))
-	}
-	if change {
-		alarms = append(alarms, w.alarm(e, &e.change, Change, now))
-	}
+	e.sampler.keep(w.hand.Batch)
 	return alarms
 }
 
 func (w *Watch) alarm(e *engine, b *betting, detector string, now float64) Alarm {
+	e.sampler.keep(w.hand.Batch)
 	a := e.alarm(b, detector, w.base.Classes, now)
 	a.Segment, a.Model = e.segment, w.base.Model
 	b.since, b.onset = now, a.Onset

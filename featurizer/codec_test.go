@@ -695,7 +695,7 @@ func FuzzArrow(f *testing.F) {
 
 // Arrow's own reader dies of about one in a hundred such inputs.
 func TestMutatedArrow(t *testing.T) {
-	n := 200_000
+	n := 50_000
 	if testing.Short() {
 		n = 20_000
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/apache/arrow/go/v15/arrow"
+	"github.com/apache/arrow/go/v15/parquet"
 )
 
 // The formats of files.
@@ -27,7 +28,8 @@ const (
 var Formats = []string{FormatArrow, FormatParquet, FormatNPY, FormatJSONL}
 
 const (
-	chunkRows       = 4096     // rows of one record
+	chunkRows       = 4096     // rows of one record, at most
+	chunkValues     = 16 << 20 // values of one, but it has one row at least
 	maxFileMetadata = 16 << 20 // of one message of an IPC file
 	maxFileBody     = 1 << 30
 	maxFileRows     = 1 << 28
@@ -129,7 +131,7 @@ func newFileReader(name, format string, r io.Reader, labels io.Reader) (*FileRea
 	case FormatNPY:
 		f.rows = npyRows(r, labels)
 	case FormatParquet:
-		file, ok := r.(*os.File)
+		file, ok := r.(parquet.ReaderAtSeeker)
 		if !ok {
 			return nil, fmt.Errorf("%s: Parquet is read from its end: give a file, not a stream", name)
 		}
@@ -163,7 +165,7 @@ func (f *FileReader) Dim() int { return f.columns.dim }
 // call, and the caller releases it. An error names the file and the row.
 func (f *FileReader) Next() (arrow.Record, error) {
 	f.columns.truncate(0)
-	for f.columns.len() < chunkRows && !f.done {
+	for f.columns.len() < min(chunkRows, max(1, chunkValues/f.columns.dim)) && !f.done {
 		row, err, ok := fileRow{}, error(nil), true
 		if f.ahead != nil {
 			row, f.ahead = *f.ahead, nil

@@ -376,7 +376,10 @@ func fuzzFile(f *testing.F, format string, encode func(t testing.TB, rows [][]fl
 			return
 		}
 		again, err := readRows(t, format, encode(t, rows))
-		if err != nil || !sameBits(rows, again) {
+		same := func(v, w float32) bool { // Arrow writes one NaN for all in Parquet
+			return math.Float32bits(v) == math.Float32bits(w) || v != v && w != w
+		}
+		if err != nil || !slices.EqualFunc(rows, again, func(a, b []float32) bool { return slices.EqualFunc(a, b, same) }) {
 			t.Fatalf("accepted %v, and after a second time there is %v (%v)", rows, again, err)
 		}
 	})
@@ -404,6 +407,9 @@ func readRows(t testing.TB, format string, content []byte) (rows [][]float32, er
 			rows = append(rows, slices.Clone(x[dim*i:dim*(i+1)]))
 		}
 		rec.Release()
+		if len(rows)*dim > 1<<20 { // a few bytes can stand for any number of rows
+			return rows, nil
+		}
 	}
 }
 

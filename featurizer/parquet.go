@@ -1,14 +1,15 @@
 package featurizer
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
-	"os"
 	"strconv"
 	"strings"
 
+	"github.com/apache/arrow/go/v15/arrow/memory"
 	"github.com/apache/arrow/go/v15/parquet"
 	"github.com/apache/arrow/go/v15/parquet/file"
 	"github.com/apache/arrow/go/v15/parquet/schema"
@@ -19,7 +20,7 @@ import (
 // float, double or float16, as Arrow, pandas and Spark write it. A file is the user's
 // own: damage is an error, but memory is bounded only by what its pages claim,
 // up to maxFileBody.
-func parquetRows(f *os.File) iter.Seq2[fileRow, error] {
+func parquetRows(f parquet.ReaderAtSeeker) iter.Seq2[fileRow, error] {
 	return func(yield func(fileRow, error) bool) {
 		stopped := false
 		err := readParquet(f, func(row fileRow) bool {
@@ -38,6 +39,9 @@ func readParquet(f parquet.ReaderAtSeeker, fn func(fileRow) bool) (err error) {
 			err = fmt.Errorf("the Parquet reader failed: %v", p)
 		}
 	}()
+	if err := verifyFooter(f); err != nil {
+		return fmt.Errorf("not a Parquet file: %w", err)
+	}
 	props := parquet.NewReaderProperties(&limitedAllocator{left: maxFileBody})
 	r, err := file.NewParquetReader(f, file.WithReadProps(props))
 	if err != nil {
@@ -62,14 +66,15 @@ func readParquet(f parquet.ReaderAtSeeker, fn func(fileRow) bool) (err error) {
 	for g := range r.NumRowGroups() {
 		group := r.RowGroup(g)
 		rows := int(group.NumRows())
-		vectors, err := newParquetVectors(group, embedding)
+		column := func(i int) (file.ColumnChunkReader, error) { return parquetColumn(f, r, group, i, props.Allocator()) }
+		vectors, err := newParquetVectors(column, embedding)
 		if err != nil {
 			return err
 		}
 		var texts [3]*parquetTexts // id, label, segment
 		for i, name := range []string{ColID, ColLabel, ColSegment} {
 			if at, ok := leaf[name]; ok {
-				if texts[i], err = newParquetTexts(group, at, name); err != nil {
+				if texts[i], err = newParquetTexts(column, at, name); err != nil {
 					return err
 				}
 			}
@@ -99,6 +104,9 @@ func readParquet(f parquet.ReaderAtSeeker, fn func(fileRow) bool) (err error) {
 // parquetChunk is how many values are decoded at once.
 const parquetChunk = 16 << 10
 
+// parquetHeader is the largest header of a page.
+const parquetHeader = 256 << 10
+
 // parquetVectors reads a column of lists row by row.
 type parquetVectors struct {
 	read     func(values []float32, def, rep []int16) (levels int64, got int, err error)
@@ -112,8 +120,31 @@ type parquetVectors struct {
 	row      []float32
 }
 
-func newParquetVectors(group *file.RowGroupReader, at int) (*parquetVectors, error) {
-	column, err := group.Column(at)
+// A parquetOpener returns the reader of a column of a row group.
+type parquetOpener func(i int) (file.ColumnChunkReader, error)
+
+// parquetColumn is group.Column, but for the buffer that pages are read through:
+// at the end of a damaged chunk Arrow's own yields what it held before, for ever.
+func parquetColumn(f io.ReaderAt, r *file.Reader, group *file.RowGroupReader, i int, mem memory.Allocator) (file.ColumnChunkReader, error) {
+	chunk, err := group.MetaData().ColumnChunk(i)
+	if err != nil {
+		return nil, err
+	}
+	start := chunk.DataPageOffset()
+	if dictionary := chunk.DictionaryPageOffset(); chunk.HasDictionaryPage() && dictionary > 0 {
+		start = min(start, dictionary)
+	}
+	in := bufio.NewReaderSize(io.NewSectionReader(f, start, chunk.TotalCompressedSize()), parquetHeader)
+	pages, err := file.NewPageReader(in, chunk.NumValues(), chunk.Compression(), mem, nil)
+	if err != nil {
+		return nil, err
+	}
+	column := r.MetaData().Schema.Column(i)
+	return file.NewColumnReader(column, &checkedPages{PageReader: pages, column: column}, mem, r.BufferPool()), nil
+}
+
+func newParquetVectors(open parquetOpener, at int) (*parquetVectors, error) {
+	column, err := open(at)
 	if err != nil {
 		return nil, fmt.Errorf("column %s: %w", ColEmbedding, err)
 	}
@@ -164,8 +195,11 @@ func (v *parquetVectors) next() ([]float32, error) {
 			if v.ended {
 				break
 			}
-			levels, _, err := v.read(v.values, v.def, v.rep)
-			if err != nil && !errors.Is(err, io.EOF) {
+			levels, got, err := v.read(v.values, v.def, v.rep)
+			if err == nil || errors.Is(err, io.EOF) {
+				err = present(v.def[:levels], v.maxDef, got)
+			}
+			if err != nil {
 				return nil, fmt.Errorf("column %s: %w", ColEmbedding, err)
 			}
 			v.level, v.levels, v.value = 0, int(levels), 0
@@ -180,6 +214,9 @@ func (v *parquetVectors) next() ([]float32, error) {
 		if v.def[v.level] != v.maxDef {
 			return nil, fmt.Errorf("column %s: is null or holds a null, expected numbers", ColEmbedding)
 		}
+		if len(v.row) == chunkValues {
+			return nil, fmt.Errorf("column %s: has more than %d values", ColEmbedding, chunkValues)
+		}
 		v.row = append(v.row, v.values[v.value])
 		v.level++
 		v.value++
@@ -190,10 +227,27 @@ func (v *parquetVectors) next() ([]float32, error) {
 	return v.row, nil
 }
 
+// present checks that there are as many values as levels say.
+func present(def []int16, maxDef int16, got int) error {
+	want := len(def)
+	if maxDef > 0 {
+		want = 0
+		for _, d := range def {
+			if d == maxDef {
+				want++
+			}
+		}
+	}
+	if got != want {
+		return fmt.Errorf("%d values where the levels say %d", got, want)
+	}
+	return nil
+}
+
 // parquetTexts reads a flat column of texts or integers row by row.
 type parquetTexts struct {
 	name   string
-	read   func(def []int16) (levels int64, err error)
+	read   func(def []int16) (levels int64, values int, err error)
 	text   func(i int) []byte
 	maxDef int16
 	def    []int16
@@ -202,8 +256,8 @@ type parquetTexts struct {
 	value  int
 }
 
-func newParquetTexts(group *file.RowGroupReader, at int, name string) (*parquetTexts, error) {
-	column, err := group.Column(at)
+func newParquetTexts(open parquetOpener, at int, name string) (*parquetTexts, error) {
+	column, err := open(at)
 	if err != nil {
 		return nil, fmt.Errorf("column %s: %w", name, err)
 	}
@@ -215,24 +269,15 @@ func newParquetTexts(group *file.RowGroupReader, at int, name string) (*parquetT
 	switch column := column.(type) {
 	case *file.ByteArrayColumnChunkReader:
 		values := make([]parquet.ByteArray, chunk)
-		t.read = func(def []int16) (int64, error) {
-			n, _, err := column.ReadBatch(chunk, values, def, nil)
-			return n, err
-		}
+		t.read = func(def []int16) (int64, int, error) { return column.ReadBatch(chunk, values, def, nil) }
 		t.text = func(i int) []byte { return values[i] }
 	case *file.Int32ColumnChunkReader:
 		values := make([]int32, chunk)
-		t.read = func(def []int16) (int64, error) {
-			n, _, err := column.ReadBatch(chunk, values, def, nil)
-			return n, err
-		}
+		t.read = func(def []int16) (int64, int, error) { return column.ReadBatch(chunk, values, def, nil) }
 		t.text = func(i int) []byte { return strconv.AppendInt(nil, int64(values[i]), 10) }
 	case *file.Int64ColumnChunkReader:
 		values := make([]int64, chunk)
-		t.read = func(def []int16) (int64, error) {
-			n, _, err := column.ReadBatch(chunk, values, def, nil)
-			return n, err
-		}
+		t.read = func(def []int16) (int64, int, error) { return column.ReadBatch(chunk, values, def, nil) }
 		t.text = func(i int) []byte { return strconv.AppendInt(nil, values[i], 10) }
 	default:
 		return nil, fmt.Errorf("column %s holds %s, expected texts or integers", name, column.Type())
@@ -242,8 +287,11 @@ func newParquetTexts(group *file.RowGroupReader, at int, name string) (*parquetT
 
 func (t *parquetTexts) next() (optional, error) {
 	if t.level == t.levels {
-		levels, err := t.read(t.def)
-		if err != nil && !errors.Is(err, io.EOF) {
+		levels, got, err := t.read(t.def)
+		if err == nil || errors.Is(err, io.EOF) {
+			err = present(t.def[:levels], t.maxDef, got)
+		}
+		if err != nil {
 			return optional{}, fmt.Errorf("column %s: %w", t.name, err)
 		}
 		if levels == 0 {

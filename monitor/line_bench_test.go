@@ -118,10 +118,10 @@ func newBenchLine(t testing.TB, dim, classes int, change func(*Config)) consumer
 	return m.newWorker(0)
 }
 
-// benchBatch returns a batch of n records; with vectors > 0, of Arrow messages
-// of that many.
-func benchBatch(t testing.TB, n, dim, vectors int) *consumer.Batch {
-	random := rand.New(rand.NewPCG(2, 2))
+// benchBatch returns a batch of n records that differ by their seed; with vectors > 0,
+// of Arrow messages of that many.
+func benchBatch(t testing.TB, seed uint64, n, dim, vectors int) *consumer.Batch {
+	random := rand.New(rand.NewPCG(2, seed))
 	b := &consumer.Batch{Topic: input}
 	normal := func() []float32 {
 		x := make([]float32, dim)
@@ -148,10 +148,10 @@ func benchBatch(t testing.TB, n, dim, vectors int) *consumer.Batch {
 	return b
 }
 
-// advance makes the batch the one that follows it.
-func advance(b *consumer.Batch) {
+// advance makes the batch one that comes so many messages later.
+func advance(b *consumer.Batch, messages int) {
 	for i := range b.Messages {
-		b.Messages[i].Offset += int64(len(b.Messages))
+		b.Messages[i].Offset += int64(messages)
 	}
 }
 
@@ -171,12 +171,12 @@ func TestLineAllocatesPerBatch(t *testing.T) {
 	for _, format := range []string{"json", "arrow"} {
 		allocations := func(records int) float64 {
 			line := newBenchLine(t, 16, 4, func(cfg *Config) { cfg.Output.Format = format })
-			batch := benchBatch(t, records, 16, 0)
+			batch := benchBatch(t, 1, records, 16, 0)
 			return testing.AllocsPerRun(20, func() {
 				if err := line.Handle(t.Context(), batch); err != nil {
 					t.Fatal(err)
 				}
-				advance(batch)
+				advance(batch, len(batch.Messages))
 			})
 		}
 		few, many := allocations(256), allocations(2048)
@@ -208,14 +208,29 @@ func BenchmarkHandle(b *testing.B) {
 					cfg.Input.Codec = "arrow"
 				}
 			})
-			batch := benchBatch(b, v.records, v.dim, v.vectors)
-			b.ReportAllocs()
-			cpu := cpuTime()
-			for b.Loop() {
+			// The first records are drift's reference. Those that are measured are
+			// others, and so many that none comes twice within a few batches.
+			const measured = 6
+			warmup := (drift.DefaultConfig().ReferenceRecords + v.records - 1) / v.records
+			var batches []*consumer.Batch
+			handle := func(batch *consumer.Batch) {
 				if err := line.Handle(b.Context(), batch); err != nil {
 					b.Fatal(err)
 				}
-				advance(batch)
+				advance(batch, measured*len(batch.Messages))
+			}
+			for i := range warmup + measured {
+				batch := benchBatch(b, uint64(i), v.records, v.dim, v.vectors)
+				advance(batch, i*len(batch.Messages))
+				handle(batch)
+				if i >= warmup {
+					batches = append(batches, batch)
+				}
+			}
+			b.ReportAllocs()
+			cpu := cpuTime()
+			for i := 0; b.Loop(); i++ {
+				handle(batches[i%measured])
 			}
 			b.ReportMetric(float64((cpuTime()-cpu).Nanoseconds())/float64(b.N*v.records), "cpu-ns/record")
 		})

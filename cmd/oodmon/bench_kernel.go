@@ -39,6 +39,9 @@ Each figure is the median over the runs. bench/scoring has OpenBLAS and PyTorch 
 				opts.Shapes = bench.KernelShapes()
 			}
 			opts.Bytes = megabytes << 20
+			if err := opts.Validate(); err != nil {
+				return withExit(exitUsage, err)
+			}
 			progress := func(string) {}
 			if isTerminal(cmd.ErrOrStderr()) {
 				progress = func(what string) { fmt.Fprintf(cmd.ErrOrStderr(), "\r\x1b[K%s", what) }

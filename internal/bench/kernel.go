@@ -131,16 +131,29 @@ func product(p []float32, c, d int, multiply func(x, p, out []float32, n int) er
 	}
 }
 
+// Validate reports the first option that cannot work.
+func (o *KernelOptions) Validate() error {
+	if o.Bytes < 1 || o.Runs < 1 || len(o.Shapes) == 0 {
+		return fmt.Errorf("bench kernel: %d bytes, %d runs and %d shapes: each must be at least 1", o.Bytes, o.Runs, len(o.Shapes))
+	}
+	for _, s := range o.Shapes {
+		if s[0] < 1 || s[1] < 1 || o.Bytes/4 < s[0] {
+			return fmt.Errorf("bench kernel: shape %d,%d: expected at least one dimension and class, and a row of at most %d bytes", s[0], s[1], o.Bytes)
+		}
+	}
+	for _, threads := range o.Threads {
+		if threads < 1 {
+			return fmt.Errorf("bench kernel: %d threads: expected at least 1", threads)
+		}
+	}
+	return nil
+}
+
 // Kernel measures how fast nearest prototypes are found. Each figure is the
 // median of the runs; progress is told before each.
 func Kernel(ctx context.Context, opts KernelOptions, progress func(string)) ([]KernelResult, error) {
-	if opts.Bytes < 1 || opts.Runs < 1 || len(opts.Shapes) == 0 {
-		return nil, fmt.Errorf("bench kernel: %d bytes, %d runs and %d shapes: each must be at least 1", opts.Bytes, opts.Runs, len(opts.Shapes))
-	}
-	for _, s := range opts.Shapes {
-		if s[0] < 1 || s[1] < 1 || opts.Bytes/4 < s[0] {
-			return nil, fmt.Errorf("bench kernel: shape %d,%d: expected at least one dimension and class, and a row of at most %d bytes", s[0], s[1], opts.Bytes)
-		}
+	if err := opts.Validate(); err != nil {
+		return nil, err
 	}
 	r := rand.New(rand.NewPCG(1, 1))
 	x := make([]float32, opts.Bytes/4)
@@ -159,9 +172,6 @@ func Kernel(ctx context.Context, opts KernelOptions, progress func(string)) ([]K
 	defer runtime.GOMAXPROCS(before)
 	var results []KernelResult
 	for _, threads := range opts.Threads {
-		if threads < 1 {
-			return nil, fmt.Errorf("bench kernel: %d threads: expected at least 1", threads)
-		}
 		runtime.GOMAXPROCS(threads)
 		peaks, bandwidth := map[*kernel.Implementation]float64{}, 0.
 		for _, impl := range kernel.Available() {

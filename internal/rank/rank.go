@@ -64,22 +64,32 @@ func (x *Index) Below(v float32) int {
 }
 
 // BelowAll puts into each element of out how many of the values are smaller than
-// that of v. It is for many at once, when the index has left the nearest caches:
-// the memory of all cells is asked for before any is needed.
+// that of v.
 func (x *Index) BelowAll(out []uint32, v []float32) {
-	const many = 64
-	var lo, hi [many]uint32
-	for len(v) > 0 {
-		n := min(many, len(v))
-		for i, v := range v[:n] {
-			k := x.cell(v)
-			lo[i&(many-1)], hi[i&(many-1)] = x.begin[k], x.begin[k+1]
+	values, begin, out := x.values, x.begin, out[:len(v)]
+	for i, v := range v {
+		k := x.cell(v)
+		lo, hi := int(begin[k]), int(begin[k+1])
+		if hi-lo > few || lo+few >= len(values) {
+			out[i] = uint32(x.within(lo, hi, v))
+		} else {
+			out[i] = uint32(lo + among((*[few + 1]float32)(values[lo:]), v))
 		}
-		for i, v := range v[:n] {
-			out[i] = uint32(x.within(int(lo[i&(many-1)]), int(hi[i&(many-1)]), v))
-		}
-		out, v = out[n:], v[n:]
 	}
+}
+
+// Fetch reads all of the index, from one end to the other. If it has left the
+// caches, this brings it back sooner than the look-ups of many values would, line by
+// line in no order. The sum means nothing.
+func (x *Index) Fetch() (sum uint32) {
+	const line = 64 / 4 // of a cache
+	for i := 0; i < len(x.begin); i += line {
+		sum += x.begin[i]
+	}
+	for i := 0; i < len(x.values); i += line {
+		sum += math.Float32bits(x.values[i])
+	}
+	return sum
 }
 
 // within returns how many of the values are smaller than v, where those before lo
@@ -99,10 +109,14 @@ func (x *Index) within(lo, hi int, v float32) int {
 		return lo
 	}
 	// Those beyond the cell are not smaller.
-	w := (*[few + 1]float32)(x.values[lo:])
+	return lo + among((*[few + 1]float32)(x.values[lo:]), v)
+}
+
+// among returns how many of the first few of w, which ascend, are smaller than v.
+func among(w *[few + 1]float32, v float32) int {
 	n := 4 * one(w[3] < v)
 	n += 2 * one(w[n&few+1] < v)
-	return lo + n + one(w[n&few] < v)
+	return n + one(w[n&few] < v)
 }
 
 func one(yes bool) (n int) {

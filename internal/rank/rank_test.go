@@ -51,13 +51,13 @@ func TestBelow(t *testing.T) {
 	}
 }
 
-// With each 4,096 values the caches are filled with something else, as they are
+// With each 2,048 values the caches are filled with something else, as they are
 // where a batch is scored.
 func BenchmarkBelow(b *testing.B) {
 	r := rand.New(rand.NewPCG(1, 1))
-	values, live := draw(r, 10000, shapes["normal"]), draw(r, 4096, shapes["normal"])
+	values, live := draw(r, 10000, shapes["normal"]), draw(r, 2048, shapes["normal"])
 	slices.Sort(values)
-	x, out, other := New(values), make([]uint32, len(live)), make([]byte, 4<<20)
+	x, out, other := New(values), make([]uint32, len(live)), make([]byte, 32<<20)
 	for _, evict := range []bool{false, true} {
 		for name, all := range map[string]func(){
 			"one by one": func() {
@@ -65,7 +65,8 @@ func BenchmarkBelow(b *testing.B) {
 					out[i] = uint32(x.Below(v))
 				}
 			},
-			"all": func() { x.BelowAll(out, live) },
+			"all":         func() { x.BelowAll(out, live) },
+			"all fetched": func() { out[0] = x.Fetch(); x.BelowAll(out, live) },
 		} {
 			b.Run(fmt.Sprintf("%s/evict=%v", name, evict), func(b *testing.B) {
 				var spent time.Duration

@@ -1,0 +1,144 @@
+package featurizer
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+
+	"github.com/apache/arrow/go/v15/parquet"
+	"github.com/apache/arrow/go/v15/parquet/file"
+	"github.com/apache/arrow/go/v15/parquet/schema"
+)
+
+// checkedPages refuses pages that hold less than they say: dictionaries with fewer
+// entries, for which Arrow's reader takes memory beforehand, and data with fewer
+// levels, or where there are none fewer indices into a dictionary, for the rest
+// of which it would ask for ever.
+type checkedPages struct {
+	file.PageReader
+	column  *schema.Column
+	entries int // of the dictionary
+	err     error
+}
+
+func (p *checkedPages) Next() bool {
+	if p.err != nil || !p.PageReader.Next() {
+		return false
+	}
+	p.err = p.check(p.Page())
+	return p.err == nil
+}
+
+func (p *checkedPages) Err() error {
+	if p.err != nil {
+		return p.err
+	}
+	return p.PageReader.Err()
+}
+
+func (p *checkedPages) check(page file.Page) (err error) {
+	maxRep, maxDef := p.column.MaxRepetitionLevel(), p.column.MaxDefinitionLevel()
+	n, values := int(page.NumValues()), page.Data()
+	switch page := page.(type) {
+	case *file.DictionaryPage:
+		least := 4 // bytes of an entry; those of texts have their length before them
+		switch p.column.PhysicalType() {
+		case parquet.Types.Int64, parquet.Types.Double:
+			least = 8
+		case parquet.Types.FixedLenByteArray:
+			least = max(1, p.column.TypeLength())
+		}
+		if n > len(values)/least {
+			return fmt.Errorf("a dictionary of %d bytes has %d entries, expected at most %d", len(values), n, len(values)/least)
+		}
+		p.entries = n
+		return nil
+	case *file.DataPageV1:
+		for _, level := range []struct {
+			name     string
+			max      int16
+			encoding parquet.Encoding
+		}{{"repetition", maxRep, page.RepetitionLevelEncoding()}, {"definition", maxDef, page.DefinitionLevelEncoding()}} {
+			if level.max == 0 {
+				continue
+			}
+			if level.encoding != parquet.Encodings.RLE {
+				return fmt.Errorf("%s levels are encoded as %s, expected RLE", level.name, level.encoding)
+			}
+			if len(values) < 4 || uint64(binary.LittleEndian.Uint32(values)) > uint64(len(values)-4) {
+				return fmt.Errorf("%s levels reach beyond their page of %d bytes", level.name, len(page.Data()))
+			}
+			size := int(binary.LittleEndian.Uint32(values))
+			if err := hasRuns(values[4:4+size], bits.Len16(uint16(level.max)), n); err != nil {
+				return fmt.Errorf("%s levels: %w", level.name, err)
+			}
+			values = values[4+size:]
+		}
+	case *file.DataPageV2:
+		rep, def := int(page.RepetitionLevelByteLen()), int(page.DefinitionLevelByteLen())
+		if rep < 0 || def < 0 || rep > len(values) || def > len(values)-rep {
+			return fmt.Errorf("levels of %d and %d bytes reach beyond their page of %d", rep, def, len(values))
+		}
+		if maxRep > 0 {
+			err = hasRuns(values[:rep], bits.Len16(uint16(maxRep)), n)
+		}
+		if err == nil && maxDef > 0 {
+			err = hasRuns(values[rep:rep+def], bits.Len16(uint16(maxDef)), n)
+		}
+		if err != nil {
+			return fmt.Errorf("levels: %w", err)
+		}
+		values = values[rep+def:]
+	default:
+		return nil
+	}
+	if n == 0 {
+		return nil
+	}
+	switch encoding := parquet.Encoding(page.Encoding()); encoding {
+	case parquet.Encodings.PlainDict, parquet.Encodings.RLEDict:
+		// For an index there is memory, whether it is an entry or not.
+		if most := max(16, bits.Len(uint(p.entries))); len(values) == 0 || int(values[0]) > most {
+			return fmt.Errorf("indices into a dictionary of %d have no width of up to %d bits", p.entries, most)
+		}
+		if maxDef == 0 {
+			err = hasRuns(values[1:], int(values[0]), n)
+		}
+		if err != nil {
+			return fmt.Errorf("indices into the dictionary: %w", err)
+		}
+	case parquet.Encodings.Plain:
+	default:
+		if maxDef == 0 {
+			return fmt.Errorf("values that cannot be null are encoded as %s, expected PLAIN or by a dictionary", encoding)
+		}
+	}
+	return nil
+}
+
+// hasRuns checks that data holds n values of so many bits, in Parquet's hybrid of
+// runs and packed bits (RLE).
+func hasRuns(data []byte, width, n int) error {
+	for at := 0; at < n; {
+		header, size := binary.Uvarint(data)
+		count := header >> 1
+		if size <= 0 || count == 0 || count > 1<<31 {
+			return fmt.Errorf("end after %d of %d values", at, n)
+		}
+		data = data[size:]
+		bytes := uint64(width+7) / 8 // of the one value of a run
+		if header&1 == 1 {
+			bytes = min(count*uint64(width), uint64(len(data))) // groups of eight; the last need not be whole
+			count *= 8
+			if width > 0 {
+				count = min(count, bytes*8/uint64(width))
+			}
+		}
+		if bytes > uint64(len(data)) {
+			return fmt.Errorf("end after %d of %d values", at, n)
+		}
+		data = data[bytes:]
+		at += int(min(count, uint64(n)))
+	}
+	return nil
+}
