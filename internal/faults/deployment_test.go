@@ -492,8 +492,9 @@ func (l *ledger) have(all []place) error {
 	return nil
 }
 
-// caughtUp returns an error as long as the ledger has not read a topic to its end.
-func (d *deployment) caughtUp(topic string) error {
+// ends returns where a topic's partitions end now, for a reader of committed
+// transactions; those that hold nothing are left out.
+func (d *deployment) ends(topic string) (map[int32]int64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	ends, err := d.Admin().ListCommittedOffsets(ctx, topic)
@@ -501,21 +502,41 @@ func (d *deployment) caughtUp(topic string) error {
 		err = ends.Error()
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	starts, err := d.Admin().ListStartOffsets(ctx, topic)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	d.ledger.mu.Lock()
-	defer d.ledger.mu.Unlock()
+	all := make(map[int32]int64)
 	ends.Each(func(o kadm.ListedOffset) {
-		start, _ := starts.Lookup(topic, o.Partition)
-		if at := d.ledger.position[topic][o.Partition]; at < o.Offset && start.Offset < o.Offset && err == nil {
-			err = fmt.Errorf("the ledger has read %s[%d] up to %d of %d", topic, o.Partition, at, o.Offset)
+		if start, _ := starts.Lookup(topic, o.Partition); start.Offset < o.Offset {
+			all[o.Partition] = o.Offset
 		}
 	})
-	return err
+	return all, nil
+}
+
+// behind returns an error as long as the ledger has not read a topic up to ends.
+func (l *ledger) behind(topic string, ends map[int32]int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for partition, end := range ends {
+		if at := l.position[topic][partition]; at < end {
+			return fmt.Errorf("the ledger has read %s[%d] up to %d of %d", topic, partition, at, end)
+		}
+	}
+	return nil
+}
+
+// caughtUp returns an error as long as the ledger has not read a topic to its end,
+// which it never has while records are sent.
+func (d *deployment) caughtUp(topic string) error {
+	ends, err := d.ends(topic)
+	if err != nil {
+		return err
+	}
+	return d.ledger.behind(topic, ends)
 }
 
 // waitForResults waits until the monitors have published more than they had.
@@ -536,10 +557,15 @@ func (d *deployment) waitForResults(n int) {
 func (d *deployment) committedIsDurable() {
 	d.t.Helper()
 	committed := d.Committed(d.name, d.in)
-	kafkatest.Eventually(d.t, patience, func() error {
-		if err := errors.Join(d.caughtUp(d.in), d.caughtUp(d.scores), d.caughtUp(d.dead)); err != nil {
+	for _, topic := range []string{d.in, d.scores, d.dead} { // records may go on coming
+		var ends map[int32]int64
+		kafkatest.Eventually(d.t, patience, func() (err error) {
+			ends, err = d.ends(topic)
 			return err
-		}
+		})
+		kafkatest.Eventually(d.t, patience, func() error { return d.ledger.behind(topic, ends) })
+	}
+	kafkatest.Eventually(d.t, patience, func() error {
 		d.ledger.mu.Lock()
 		defer d.ledger.mu.Unlock()
 		for at := range d.ledger.in {
