@@ -499,7 +499,8 @@ func (e *engine) observeChange(h *hand) (alarm bool) {
 		}
 		alarm = e.change.take(h, nil, nil)
 	}
-	// What made the alarm must not become normal before somebody has looked.
+	// What comes while an alarm holds must not become normal before somebody has
+	// looked. Of what made it no more than these rows do.
 	if !e.change.active {
 		e.urn.add(cells[last])
 	}

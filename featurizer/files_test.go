@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -91,6 +92,11 @@ func arrowFile(t testing.TB, x [][]float32) []byte {
 // of groups.
 func parquetFile(t testing.TB, kind parquet.Type, codec compress.Compression, groups ...[][]float32) []byte {
 	t.Helper()
+	return parquetFileOf(t, kind, []parquet.WriterProperty{parquet.WithCompression(codec)}, groups...)
+}
+
+func parquetFileOf(t testing.TB, kind parquet.Type, properties []parquet.WriterProperty, groups ...[][]float32) []byte {
+	t.Helper()
 	must := func(err error) {
 		if err != nil {
 			t.Helper()
@@ -113,7 +119,7 @@ func parquetFile(t testing.TB, kind parquet.Type, codec compress.Compression, gr
 	root, err := schema.NewGroupNode("schema", parquet.Repetitions.Required, schema.FieldList{id, embedding, label}, -1)
 	must(err)
 	var buf bytes.Buffer
-	w := file.NewParquetWriter(&buf, root, file.WithWriterProps(parquet.NewWriterProperties(parquet.WithCompression(codec))))
+	w := file.NewParquetWriter(&buf, root, file.WithWriterProps(parquet.NewWriterProperties(properties...)))
 	row := 0
 	for _, x := range groups {
 		g := w.AppendRowGroup()
@@ -168,6 +174,41 @@ func parquetFile(t testing.TB, kind parquet.Type, codec compress.Compression, gr
 	}
 	must(w.Close())
 	return buf.Bytes()
+}
+
+func TestParquetEncodings(t *testing.T) {
+	pages, plain := parquet.WithDataPageVersion(parquet.DataPageV2), parquet.WithDictionaryDefault(false)
+	delta := parquet.WithEncodingFor(ColID, parquet.Encodings.DeltaBinaryPacked)
+	texts := parquet.WithEncodingFor(ColLabel, parquet.Encodings.DeltaByteArray)
+	for _, properties := range [][]parquet.WriterProperty{{pages}, {plain}, {plain, delta}, {pages, plain, delta, texts}, {pages, parquet.WithCompression(compress.Codecs.Zstd)}} {
+		content := parquetFileOf(t, parquet.Types.Float, properties, vectors[:1], vectors[1:])
+		if rows, err := readRows(t, FormatParquet, content); err != nil || !sameBits(rows, vectors) {
+			t.Errorf("%v, %v", rows, err)
+		}
+	}
+}
+
+// What fuzzing found: each of these hung, or took gigabytes.
+func TestParquetDamaged(t *testing.T) {
+	for name, want := range map[string]string{
+		"children":                "a column has 625644842 columns in it, of 6 in all",
+		"chunk-without-end":       "column id: a dictionary of 0 bytes has 3 entries, expected at most 0",
+		"index-beyond-dictionary": "column embedding: indices into a dictionary",
+		"missing-levels":          "column label: definition levels: end after 0 of 3 values",
+	} {
+		text, err := os.ReadFile(filepath.Join("testdata", "fuzz", "FuzzParquet", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, text, _ = bytes.Cut(text, []byte("[]byte("))
+		content, err := strconv.Unquote(string(bytes.TrimSuffix(text, []byte(")\n"))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rows, err := readRows(t, FormatParquet, []byte(content)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, %v, want %s", name, rows, err, want)
+		}
+	}
 }
 
 func TestFiles(t *testing.T) {

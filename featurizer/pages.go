@@ -97,8 +97,11 @@ func (p *checkedPages) check(page file.Page) (err error) {
 	}
 	switch encoding := parquet.Encoding(page.Encoding()); encoding {
 	case parquet.Encodings.PlainDict, parquet.Encodings.RLEDict:
+		if len(values) == 0 {
+			values = []byte{0} // none, where all are null
+		}
 		// For an index there is memory, whether it is an entry or not.
-		if most := max(16, bits.Len(uint(p.entries))); len(values) == 0 || int(values[0]) > most {
+		if most := max(16, bits.Len(uint(p.entries))); int(values[0]) > most {
 			return fmt.Errorf("indices into a dictionary of %d have no width of up to %d bits", p.entries, most)
 		}
 		if maxDef == 0 {
@@ -107,10 +110,15 @@ func (p *checkedPages) check(page file.Page) (err error) {
 		if err != nil {
 			return fmt.Errorf("indices into the dictionary: %w", err)
 		}
-	case parquet.Encodings.Plain:
-	default:
-		if maxDef == 0 {
-			return fmt.Errorf("values that cannot be null are encoded as %s, expected PLAIN or by a dictionary", encoding)
+	case parquet.Encodings.DeltaBinaryPacked, parquet.Encodings.DeltaLengthByteArray, parquet.Encodings.DeltaByteArray:
+		// They begin with integers of the first kind, and these with the size of their
+		// blocks, the number of parts of one, and their own number.
+		for field, what := range []string{"block size", "parts", "values"} {
+			number, size := binary.Uvarint(values)
+			if size <= 0 || field == 2 && maxDef == 0 && number < uint64(n) {
+				return fmt.Errorf("encoded as %s: %d %s, expected %d values", encoding, number, what, n)
+			}
+			values = values[size:]
 		}
 	}
 	return nil

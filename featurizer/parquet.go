@@ -109,6 +109,7 @@ const parquetHeader = 256 << 10
 
 // parquetVectors reads a column of lists row by row.
 type parquetVectors struct {
+	column   file.ColumnChunkReader
 	read     func(values []float32, def, rep []int16) (levels int64, got int, err error)
 	maxDef   int16
 	values   []float32
@@ -134,7 +135,8 @@ func parquetColumn(f io.ReaderAt, r *file.Reader, group *file.RowGroupReader, i 
 	if dictionary := chunk.DictionaryPageOffset(); chunk.HasDictionaryPage() && dictionary > 0 {
 		start = min(start, dictionary)
 	}
-	in := bufio.NewReaderSize(io.NewSectionReader(f, start, chunk.TotalCompressedSize()), parquetHeader)
+	const forgotten = 100 // bytes at most, of a dictionary's header, which parquet-mr up to 1.2.8 did not count
+	in := bufio.NewReaderSize(io.NewSectionReader(f, start, chunk.TotalCompressedSize()+forgotten), parquetHeader)
 	pages, err := file.NewPageReader(in, chunk.NumValues(), chunk.Compression(), mem, nil)
 	if err != nil {
 		return nil, err
@@ -149,7 +151,7 @@ func newParquetVectors(open parquetOpener, at int) (*parquetVectors, error) {
 		return nil, fmt.Errorf("column %s: %w", ColEmbedding, err)
 	}
 	v := &parquetVectors{
-		maxDef: column.Descriptor().MaxDefinitionLevel(),
+		column: column, maxDef: column.Descriptor().MaxDefinitionLevel(),
 		values: make([]float32, parquetChunk), def: make([]int16, parquetChunk), rep: make([]int16, parquetChunk),
 	}
 	switch column := column.(type) {
@@ -196,7 +198,7 @@ func (v *parquetVectors) next() ([]float32, error) {
 				break
 			}
 			levels, got, err := v.read(v.values, v.def, v.rep)
-			if err == nil || errors.Is(err, io.EOF) {
+			if err = firstError(err, v.column); err == nil {
 				err = present(v.def[:levels], v.maxDef, got)
 			}
 			if err != nil {
@@ -227,6 +229,15 @@ func (v *parquetVectors) next() ([]float32, error) {
 	return v.row, nil
 }
 
+// firstError returns what went wrong in a call of ReadBatch, which hides what its pages
+// say and ends.
+func firstError(err error, column file.ColumnChunkReader) error {
+	if err == nil || errors.Is(err, io.EOF) {
+		return column.Err()
+	}
+	return err
+}
+
 // present checks that there are as many values as levels say.
 func present(def []int16, maxDef int16, got int) error {
 	want := len(def)
@@ -247,6 +258,7 @@ func present(def []int16, maxDef int16, got int) error {
 // parquetTexts reads a flat column of texts or integers row by row.
 type parquetTexts struct {
 	name   string
+	column file.ColumnChunkReader
 	read   func(def []int16) (levels int64, values int, err error)
 	text   func(i int) []byte
 	maxDef int16
@@ -262,7 +274,7 @@ func newParquetTexts(open parquetOpener, at int, name string) (*parquetTexts, er
 		return nil, fmt.Errorf("column %s: %w", name, err)
 	}
 	const chunk = 1024
-	t := &parquetTexts{name: name, maxDef: column.Descriptor().MaxDefinitionLevel(), def: make([]int16, chunk)}
+	t := &parquetTexts{name: name, column: column, maxDef: column.Descriptor().MaxDefinitionLevel(), def: make([]int16, chunk)}
 	if column.Descriptor().MaxRepetitionLevel() != 0 {
 		return nil, fmt.Errorf("column %s is a list, expected texts", name)
 	}
@@ -288,7 +300,7 @@ func newParquetTexts(open parquetOpener, at int, name string) (*parquetTexts, er
 func (t *parquetTexts) next() (optional, error) {
 	if t.level == t.levels {
 		levels, got, err := t.read(t.def)
-		if err == nil || errors.Is(err, io.EOF) {
+		if err = firstError(err, t.column); err == nil {
 			err = present(t.def[:levels], t.maxDef, got)
 		}
 		if err != nil {
