@@ -206,7 +206,7 @@ func (f *FileReader) Close() error {
 // words, so both are read from front to back, and verified alike.
 func arrowRows(r io.Reader) iter.Seq2[fileRow, error] {
 	return func(yield func(fileRow, error) bool) {
-		in := bufio.NewReaderSize(r, 1<<20)
+		in := bufio.NewReaderSize(r, 64<<10)
 		magic, err := in.Peek(8)
 		file := err == nil && string(magic) == fileMagic+"\x00\x00"
 		if file {

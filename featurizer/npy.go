@@ -28,7 +28,7 @@ var npyHeader = regexp.MustCompile(`^\{'descr': '([^']*)', 'fortran_order': (Tru
 // one label a line.
 func npyRows(r, labels io.Reader) iter.Seq2[fileRow, error] {
 	return func(yield func(fileRow, error) bool) {
-		in := bufio.NewReaderSize(r, 1<<20)
+		in := bufio.NewReaderSize(r, 64<<10)
 		rows, dim, size, err := readNPYHeader(in)
 		if err != nil {
 			yield(fileRow{}, err)
