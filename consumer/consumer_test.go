@@ -726,6 +726,7 @@ func TestConsumerOutlivesItsBroker(t *testing.T) {
 	after := numbers("after", 50)
 	f.produce(1, after...)
 	f.received(after...)
+	f.committedIs(0, 50) // the broker may have died before this commit
 	f.committedIs(1, 50)
 	if err := errors.Join(c.Healthy(10*time.Second), c.Ready(), stop()); err != nil {
 		t.Error(err)
