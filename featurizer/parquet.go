@@ -66,15 +66,22 @@ func readParquet(f parquet.ReaderAtSeeker, fn func(fileRow) bool) (err error) {
 	for g := range r.NumRowGroups() {
 		group := r.RowGroup(g)
 		rows := int(group.NumRows())
-		column := func(i int) (file.ColumnChunkReader, error) { return parquetColumn(f, r, group, i, props.Allocator()) }
-		vectors, err := newParquetVectors(column, embedding)
+		column, err := parquetColumn(f, r, group, embedding, props.Allocator())
+		if err != nil {
+			return fmt.Errorf("column %s: %w", ColEmbedding, err)
+		}
+		vectors, err := newParquetVectors(column)
 		if err != nil {
 			return err
 		}
 		var texts [3]*parquetTexts // id, label, segment
 		for i, name := range []string{ColID, ColLabel, ColSegment} {
 			if at, ok := leaf[name]; ok {
-				if texts[i], err = newParquetTexts(column, at, name); err != nil {
+				column, err := parquetColumn(f, r, group, at, props.Allocator())
+				if err != nil {
+					return fmt.Errorf("column %s: %w", name, err)
+				}
+				if texts[i], err = newParquetTexts(column, name); err != nil {
 					return err
 				}
 			}
@@ -121,9 +128,6 @@ type parquetVectors struct {
 	row      []float32
 }
 
-// A parquetOpener returns the reader of a column of a row group.
-type parquetOpener func(i int) (file.ColumnChunkReader, error)
-
 // parquetColumn is group.Column, but for the buffer that pages are read through:
 // at the end of a damaged chunk Arrow's own yields what it held before, for ever.
 func parquetColumn(f io.ReaderAt, r *file.Reader, group *file.RowGroupReader, i int, mem memory.Allocator) (file.ColumnChunkReader, error) {
@@ -145,11 +149,7 @@ func parquetColumn(f io.ReaderAt, r *file.Reader, group *file.RowGroupReader, i 
 	return file.NewColumnReader(column, &checkedPages{PageReader: pages, column: column}, mem, r.BufferPool()), nil
 }
 
-func newParquetVectors(open parquetOpener, at int) (*parquetVectors, error) {
-	column, err := open(at)
-	if err != nil {
-		return nil, fmt.Errorf("column %s: %w", ColEmbedding, err)
-	}
+func newParquetVectors(column file.ColumnChunkReader) (*parquetVectors, error) {
 	v := &parquetVectors{
 		column: column, maxDef: column.Descriptor().MaxDefinitionLevel(),
 		values: make([]float32, parquetChunk), def: make([]int16, parquetChunk), rep: make([]int16, parquetChunk),
@@ -268,11 +268,7 @@ type parquetTexts struct {
 	value  int
 }
 
-func newParquetTexts(open parquetOpener, at int, name string) (*parquetTexts, error) {
-	column, err := open(at)
-	if err != nil {
-		return nil, fmt.Errorf("column %s: %w", name, err)
-	}
+func newParquetTexts(column file.ColumnChunkReader, name string) (*parquetTexts, error) {
 	const chunk = 1024
 	t := &parquetTexts{name: name, column: column, maxDef: column.Descriptor().MaxDefinitionLevel(), def: make([]int16, chunk)}
 	if column.Descriptor().MaxRepetitionLevel() != 0 {
