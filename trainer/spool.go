@@ -43,11 +43,14 @@ func newSpool(dir string, dim int, raw bool) (*spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make spool: %w", err)
 	}
+	// A file without a name takes no room any more once the process ends, however it does.
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(fmt.Errorf("make spool: %w", err), f.Close())
+	}
 	return &spool{file: f, w: bufio.NewWriterSize(f, 1<<20), dim: dim, raw: raw, row: make([]float32, rowHeader+dim)}, nil
 }
 
-// close removes the file.
-func (s *spool) close() error { return errors.Join(s.file.Close(), os.Remove(s.file.Name())) }
+func (s *spool) close() error { return s.file.Close() }
 
 func (s *spool) append(class int32, norm float32, unit []float32) error {
 	s.row[0], s.row[1] = math.Float32frombits(uint32(class)), norm

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"time"
 )
 
 // A File is the new content of a path. It lies beside it, under a name that
@@ -18,15 +20,37 @@ type File struct {
 	path string
 }
 
+// staleAfter is when a file that nobody has written to belongs to no process any more.
+const staleAfter = 24 * time.Hour
+
 // Create begins the new content of path, with permissions that the umask narrows.
-// The process may only be killed, or Finish has to be called.
+// The process may only be killed, or Finish has to be called. What a killed one
+// left beside the same path is removed after a day.
 func Create(path string, perm fs.FileMode) (*File, error) {
-	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp-"+strconv.FormatUint(rand.Uint64(), 36))
+	prefix := "." + filepath.Base(path) + ".tmp-"
+	removeStale(filepath.Dir(path), prefix)
+	name := filepath.Join(filepath.Dir(path), prefix+strconv.FormatUint(rand.Uint64(), 36))
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return nil, err
 	}
 	return &File{File: f, path: path}, nil
+}
+
+// removeStale removes what it can: the new content does not depend on it.
+func removeStale(dir, prefix string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), prefix) {
+			continue
+		}
+		if info, err := entry.Info(); err == nil && time.Since(info.ModTime()) > staleAfter {
+			_ = os.Remove(filepath.Join(dir, entry.Name()))
+		}
+	}
 }
 
 // Finish puts the content in its place. Where err is not nil, or where that

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 )
 
 func names(t *testing.T, dir string) []string {
@@ -74,6 +76,29 @@ func TestFinishKeepsTheOldContentAfterAnError(t *testing.T) {
 	}
 	if all := names(t, dir); len(all) != 1 {
 		t.Errorf("the folder holds %q", all)
+	}
+}
+
+// What a killed process left is removed; another's file, and one that is being
+// written, are not.
+func TestCreateRemovesWhatWasLeftADayAgo(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "state")
+	old := time.Now().Add(-25 * time.Hour)
+	for name, changed := range map[string]time.Time{
+		".state.tmp-left": old, ".state.tmp-inwork": time.Now(), ".other.tmp-left": old, "state.tmp-mine": old,
+	} {
+		name = filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(name, nil, 0o600), os.Chtimes(name, changed, changed)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Write(path, []byte("new"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{".other.tmp-left", ".state.tmp-inwork", "state", "state.tmp-mine"}
+	if all := names(t, dir); !slices.Equal(all, want) {
+		t.Errorf("the folder holds %q, want %q", all, want)
 	}
 }
 
