@@ -225,7 +225,7 @@ func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *mode
 	defer data.close() // a temporary file that stays behind loses nothing
 	opts := Options{Recipe: cfg.Recipe, Alpha: cfg.FalsePositiveRate, Delta: 1 - cfg.Confidence, Created: start, Parent: version, TempDir: cfg.TempDir, Progress: progress}
 	if champion != nil && champion.Dim() != data.dim {
-		return nil, nil, fmt.Errorf("the data has dimension %d, the model in service %s has %d: publish the first model of another dimension by 'oodmon train' and 'oodmon model promote'", data.dim, champion.Version, champion.Dim())
+		return nil, nil, fmt.Errorf("the data has dimension %d, the model in service %s has %d: publish the first model of another dimension by 'oodmon train' and 'oodmon model promote --force'", data.dim, champion.Version, champion.Dim())
 	}
 	if cfg.Recipe.WarmStart {
 		opts.Start = champion

@@ -391,7 +391,11 @@ func TestModels(t *testing.T) {
 		args := append([]string{"model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--registry", registry, "--alpha", alpha}, more...)
 		return strings.TrimSpace(oodmon(t, 0, args...).stdout)
 	}
-	first, second := add("0.01", "--promote"), add("0.05")
+	first, promoted := strings.CutPrefix(add("0.01", "--promote"), "in service: ")
+	if !promoted {
+		t.Errorf("imported and promoted: %q", first)
+	}
+	second := add("0.05")
 	show := func() (version string, alpha float64) {
 		t.Helper()
 		var info struct {

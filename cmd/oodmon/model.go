@@ -258,27 +258,64 @@ func locked(ctx context.Context, location string, fn func(*model.Registry) error
 	return fn(models)
 }
 
+// checkDimension refuses to put a model into service that is for embeddings of
+// another dimension than the one that is there. One that cannot be read is no
+// reason to keep it.
+func checkDimension(ctx context.Context, models *model.Registry, m *model.Model) error {
+	version, err := models.Current(ctx)
+	if errors.Is(err, model.ErrNoCurrent) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	current, err := models.Load(ctx, version)
+	if err != nil || current.Dim() == m.Dim() {
+		return nil
+	}
+	return fmt.Errorf("the model is for embeddings of dimension %d, and %s, which is in service, for dimension %d: a running monitor would not take it in, and once restarted reject every embedding of dimension %d; --force puts it into service all the same",
+		m.Dim(), version, current.Dim(), current.Dim())
+}
+
+func addForceFlag(f *pflag.FlagSet, force *bool) {
+	f.BoolVar(force, "force", false, "put the model into service though it is for embeddings of another dimension")
+}
+
 func newModelPromoteCommand(registry *string) *cobra.Command {
-	return &cobra.Command{
+	force := false
+	cmd := &cobra.Command{
 		Use:   "promote --registry DIR VERSION|FILE",
 		Short: "Put a model into service",
 		Long: `promote puts a version of the registry into service, or adds a model file to the
-registry and puts that into service.`,
+registry and puts that into service. A model for embeddings of another dimension
+than the one in service needs --force: running monitors do not take it in, and
+have to be restarted when the embeddings change.`,
 		Example: `  oodmon model promote --registry /var/lib/oodmon/registry 0123456789ab
   oodmon model promote --registry /var/lib/oodmon/registry head.safetensors`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			version := args[0]
+			version, fromFile := args[0], false
 			var m *model.Model
 			if _, err := os.Stat(version); err == nil {
 				if m, err = model.ReadFile(version); err != nil {
 					return err
 				}
+				fromFile = true
 			} else if strings.ContainsAny(version, "./\\") { // the name of a file, not a version
 				return err
 			}
 			return locked(cmd.Context(), *registry, func(models *model.Registry) (err error) {
-				if m != nil {
+				if !fromFile {
+					if m, err = models.Load(cmd.Context(), version); err != nil {
+						return err
+					}
+				}
+				if !force {
+					if err := checkDimension(cmd.Context(), models, m); err != nil {
+						return err
+					}
+				}
+				if fromFile {
 					version, err = models.Publish(cmd.Context(), m, model.Event{Detail: "by hand"})
 				} else {
 					err = models.Promote(cmd.Context(), version)
@@ -291,6 +328,8 @@ registry and puts that into service.`,
 			})
 		},
 	}
+	addForceFlag(cmd.Flags(), &force)
+	return cmd
 }
 
 func newModelRollbackCommand(registry *string) *cobra.Command {
@@ -321,7 +360,7 @@ func newModelImportCommand(registry *string) *cobra.Command {
 		detector, score string
 		calibration     []string
 		classes         []string
-		promote         bool
+		promote, force  bool
 		alpha, delta    float64
 	)
 	cmd := &cobra.Command{
@@ -360,6 +399,9 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 			if promote && *registry == "" {
 				return withExit(exitUsage, errors.New("--promote needs --registry"))
 			}
+			if force && !promote {
+				return withExit(exitUsage, errors.New("--force needs --promote"))
+			}
 			m, err := importHead(head, detector, score, classes, alpha, delta)
 			if err != nil {
 				return err
@@ -377,7 +419,14 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 				return err
 			}
 			return locked(cmd.Context(), *registry, func(models *model.Registry) error {
+				what := ""
 				if promote {
+					what = "in service: "
+					if !force {
+						if err := checkDimension(cmd.Context(), models, m); err != nil {
+							return err
+						}
+					}
 					if _, err := models.Publish(cmd.Context(), m, model.Event{Detail: "imported from " + head}); err != nil {
 						return err
 					}
@@ -386,7 +435,7 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 				} else if err := models.Record(cmd.Context(), model.Event{Kind: model.EventImported, Version: m.Version, Detail: "from " + head}); err != nil {
 					return err
 				}
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), m.Version)
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), what+m.Version)
 				return err
 			})
 		},
@@ -399,6 +448,7 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 	f.StringSliceVar(&classes, "classes", nil, "class names in the order of the prototypes")
 	f.StringVar(&output, "output", "", "model file to write")
 	f.BoolVar(&promote, "promote", false, "put the model into service")
+	addForceFlag(f, &force)
 	addRateFlags(f, &alpha, &delta)
 	must(cmd.MarkFlagRequired("head"))
 	must(cmd.MarkFlagRequired("calibration"))
