@@ -672,6 +672,19 @@ func TestPoll(t *testing.T) {
 		}
 		return nil
 	})
+
+	// To make the same again is a success.
+	at := time.Now().Add(time.Hour).Truncate(time.Second)
+	if err := f.models.Record(t.Context(), model.Event{Kind: model.EventUnchanged, Retraining: true, Time: at}); err != nil {
+		t.Fatal(err)
+	}
+	kafkatest.Eventually(t, 20*time.Second, func() error {
+		_, text := get(t, m, "/metrics")
+		if metric(t, text, `oodmon_retrain_last_result{model="test",result="unchanged"}`) != 1 || metric(t, text, `oodmon_retrain_last_success_timestamp_seconds{model="test"}`) != float64(at.Unix()) {
+			return fmt.Errorf("the unchanged run is not exported")
+		}
+		return nil
+	})
 }
 
 // A line of the history that cannot be read is told, once.

@@ -121,7 +121,7 @@ func (m *Monitor) observeRetraining(ctx context.Context) {
 		}
 		last = event
 		m.metrics.retrainRun.Set(float64(event.Time.Unix()))
-		if event.Kind == model.EventPublished {
+		if event.Kind == model.EventPublished || event.Kind == model.EventUnchanged {
 			m.metrics.retrainOKTime.Set(float64(event.Time.Unix()))
 		}
 	}
