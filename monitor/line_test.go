@@ -715,6 +715,29 @@ func TestPollTellsOfTornHistory(t *testing.T) {
 	}
 }
 
+// A model that goes into service is told of where it does not fit.
+func TestModelThatDoesNotFit(t *testing.T) {
+	f := newFixture(t)
+	f.cfg.Model.PerClass = true
+	f.cfg.Alerts.OODBudget = .2
+	var log bytes.Buffer
+	m, err := New(t.Context(), f.cfg, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range m.listeners {
+		defer l.Close()
+	}
+	for _, want := range []string{
+		"per class: 0 of 4 classes have a threshold of their own, which takes 299 calibration records each; the others share one",
+		"alerts.ood_budget: 0.2 must lie below 1/14.4",
+	} {
+		if strings.Count(log.String(), want) != 1 {
+			t.Errorf("want once %q:\n%s", want, log.String())
+		}
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	f := newFixture(t)
 	for name, test := range map[string]struct {

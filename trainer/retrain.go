@@ -61,8 +61,8 @@ func (c *RetrainConfig) Validate() error {
 	check(c.Data.Window >= 0, "data.window: %v must not be negative", c.Data.Window)
 	check(c.Gate.MinAccuracy >= 0 && c.Gate.MinAccuracy <= 1, "gate.min_accuracy: %g must be between 0 and 1", c.Gate.MinAccuracy)
 	check(c.Gate.MinRecallRecords > 0, "gate.min_recall_records: %d must be positive", c.Gate.MinRecallRecords)
-	if err := c.Recipe.Validate(); err != nil {
-		all = append(all, fmt.Errorf("retrain.recipe: %w", err))
+	for _, err := range c.Recipe.problems() {
+		all = append(all, fmt.Errorf("retrain.recipe.%w", err))
 	}
 	return errors.Join(all...)
 }

@@ -188,8 +188,32 @@ func TestAlertsGenerate(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := oodmon(t, 2, "alerts", "generate", "--config", config)
-	if want := "alerts.ood_budget: 0.01 must lie above retrain.false_positive_rate, 0.01"; !strings.Contains(o.stderr, want) || o.stdout != "" {
+	if want := "alerts.ood_budget: 0.01 must lie above the false-positive rate, 0.01"; !strings.Contains(o.stderr, want) || o.stdout != "" {
 		t.Errorf("%q, want %q", o.stderr, want)
+	}
+}
+
+// Only who makes rules of it is bound by what rules can do.
+func TestConfigCheckWarns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "oodmon.yml")
+	text := `
+kafka: {brokers: ["localhost:9092"], tls: {enabled: true, ca_file: nowhere.pem}}
+input: {topic: in}
+output: {topic: out}
+dead_letter: {topic: dead}
+model: {registry: /r}
+retrain: {false_positive_rate: 0.1}
+`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const budget = "alerts.ood_budget: no budget fits a false-positive rate of 0.1: it must lie above the rate, and below 1/14.4 = 0.0694\n"
+	o := oodmon(t, 0, "config", "check", path)
+	if want := "oodmon: warning: kafka.tls.ca_file: stat nowhere.pem: no such file or directory\noodmon: warning: 'oodmon alerts generate' will refuse this: " + budget; o.stderr != want || o.stdout != path+": OK\n" {
+		t.Errorf("%s%swant %s", o.stdout, o.stderr, want)
+	}
+	if o := oodmon(t, 2, "alerts", "generate", "--config", path); o.stderr != "oodmon: configuration "+path+": "+budget || o.stdout != "" {
+		t.Errorf("%s%s", o.stdout, o.stderr)
 	}
 }
 
