@@ -239,6 +239,9 @@ func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *mode
 		opts.Start = champion
 	}
 	m, training, err := train(ctx, data, opts)
+	if errors.Is(err, model.ErrTooFewCalibrationRecords) {
+		return nil, nil, fmt.Errorf("%w: more labelled records would do, a larger retrain.calibration_share, or a higher retrain.false_positive_rate", err)
+	}
 	if err != nil {
 		return nil, nil, err
 	}

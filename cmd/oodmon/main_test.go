@@ -309,7 +309,7 @@ func TestEvalDetectors(t *testing.T) {
 		{append([]string{"eval", "--model", "x", "--data", "y"}, files...), 2, "--data and --calibration are for --detectors"},
 		{append(fit, "--detectors", "svm"), 2, `--detectors: "svm" is neither all nor one of ["isomax+"`},
 		{append(fit, "--detectors", "knn:es"), 2, `--detectors: score "es" is not one of ["distance"] of knn`},
-		{append(fit, "--detectors", "knn", "--alpha", "0.001"), 1, "knn: calibrate: too few calibration records: 1212 for a false-positive rate of 0.001 with confidence 0.95; at least 2995 are needed"},
+		{append(fit, "--detectors", "knn", "--alpha", "0.001"), 1, "knn: calibrate: too few calibration records: 1212 for a false-positive rate of 0.001 with confidence 0.95; at least 2995 are needed: give more of them (--calibration), or allow a higher rate (--alpha)"},
 	} {
 		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, test.want) {
 			t.Errorf("%v: %s, want %q", test.args, o.stderr, test.want)
@@ -502,7 +502,7 @@ retrain: {data: {files: [%q]}, recipe: {epochs: 2}%s}
 	if err := json.Unmarshal([]byte(o.stdout), &report); err != nil || report.Result != "refused" || !strings.Contains(o.stderr, "min_accuracy: ") {
 		t.Errorf("%v: %s%s", err, o.stdout, o.stderr)
 	}
-	if o := oodmon(t, 1, "retrain", "--config", config(", false_positive_rate: 0.001")); !strings.Contains(o.stderr, "at least 2995 are needed") {
+	if o := oodmon(t, 1, "retrain", "--config", config(", false_positive_rate: 0.001")); !strings.Contains(o.stderr, "at least 2995 are needed: more labelled records would do, a larger retrain.calibration_share, or a higher retrain.false_positive_rate") {
 		t.Errorf("%s", o.stderr)
 	}
 	if o := oodmon(t, 2, "retrain", "--config", config(", held_out_share: 0.9")); !strings.Contains(o.stderr, "must be positive and leave something to fit") {

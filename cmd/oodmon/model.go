@@ -58,6 +58,14 @@ func (s *share) Set(text string) error {
 	return nil
 }
 
+// withCalibrationHint says by which flags there are enough calibration records.
+func withCalibrationHint(err error) error {
+	if errors.Is(err, model.ErrTooFewCalibrationRecords) {
+		return fmt.Errorf("%w: give more of them (--calibration), or allow a higher rate (--alpha)", err)
+	}
+	return err
+}
+
 func must(err error) {
 	if err != nil {
 		panic(err) // a flag that this program does not define
@@ -384,10 +392,10 @@ linear layer between the embeddings and the head comes along as the tensor
 transform.matrix [D, K] (a torch.nn.Linear's weight, transposed), or, for identity
 plus low rank, x + (x·U)·V, as transform.u [D, r] and transform.v [r, D].
 The temperature of the probabilities is fitted to the calibration records that
-have a label; without labels it stays what the file says. Class names come from
---classes, else from the file's metadata (classes, a JSON
-array), else they are numbers. The model goes to a file, or to a registry; there
---promote puts it into service.`,
+have a label; without labels, or behind a layer with K other than D, it stays what
+the file says. Class names come from --classes, else from the file's metadata
+(classes, a JSON array), else they are numbers. The model goes to a file, or to a
+registry; there --promote puts it into service, under the rules of 'model promote'.`,
 		Example: `  oodmon model import --head head.safetensors --calibration val.arrow --output model.safetensors
   oodmon model import --head head.safetensors --calibration val.parquet --registry /var/lib/oodmon/registry --promote
   oodmon model import --head classifier.safetensors --detector softmax --score energy --calibration val.parquet --output model.safetensors`,
@@ -408,9 +416,13 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 			}
 			temperature, err := trainer.Calibrate(cmd.Context(), m, trainer.Files(calibration...))
 			if err != nil {
-				return err
+				return withCalibrationHint(err)
 			}
-			fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+temperature.String())
+			text := temperature.String()
+			if temperature.Records == 0 && temperature.Unfitted == "" && classes == nil {
+				text += "; where they have labels, name the classes as these do, by --classes"
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+text)
 			if output != "" {
 				if err := writeModel(output, m); err != nil {
 					return err

@@ -88,7 +88,7 @@ func TestModelWrongUsage(t *testing.T) {
 		{[]string{"model", "list", "--registry", "nowhere"}, 1, "oodmon: --registry: stat nowhere: no such file or directory"},
 		{[]string{"model", "rollback", "--registry", "nowhere"}, 1, "oodmon: --registry: stat nowhere: no such file or directory"},
 		{[]string{"model", "promote", "--registry", "nowhere", "nowhere.safetensors"}, 1, "oodmon: stat nowhere.safetensors: no such file or directory"},
-		{append(head, "--output", "x", "--alpha", "1e-300"), 1, "calibrate: too few calibration records: 1212 for a false-positive rate of 1e-300 with confidence 0.95; at least 2147483647 are needed"},
+		{append(head, "--output", "x", "--alpha", "1e-300"), 1, "calibrate: too few calibration records: 1212 for a false-positive rate of 1e-300 with confidence 0.95; at least 2147483647 are needed: give more of them (--calibration), or allow a higher rate (--alpha)"},
 	} {
 		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, test.want) {
 			t.Errorf("%v: %s\nwant %s", test.args, o.stderr, test.want)
@@ -160,6 +160,26 @@ func TestModelsOfAnotherDimension(t *testing.T) {
 	oodmon(t, 0, "model", "promote", "--registry", registry, second)
 }
 
+// The labels of the calibration records and the names of the classes have to agree.
+func TestImportNamesClasses(t *testing.T) {
+	dir := t.TempDir()
+	data := filepath.Join(dir, "calibration.jsonl")
+	var lines strings.Builder
+	for i := range 400 {
+		fmt.Fprintf(&lines, "{\"embedding\":[%d%s],\"label\":\"zero\"}\n", i+1, strings.Repeat(",1", 31))
+	}
+	if err := os.WriteFile(data, []byte(lines.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"model", "import", "--head", digits("head.safetensors"), "--calibration", data, "--output", filepath.Join(dir, "model.safetensors")}
+	if o := oodmon(t, 0, args...); !strings.HasSuffix(o.stderr, "no calibration record has a label that the model knows; where they have labels, name the classes as these do, by --classes\n") {
+		t.Errorf("%s", o.stderr)
+	}
+	if o := oodmon(t, 0, append(args, "--classes", "zero,1,2,3,4,5,6,7")...); !strings.Contains(o.stderr, "fitted to 400 labelled calibration records") {
+		t.Errorf("%s", o.stderr)
+	}
+}
+
 // A linear layer before the head comes along.
 func TestImportTransform(t *testing.T) {
 	const dim, k, classes = 32, 4, 2
@@ -174,7 +194,10 @@ func TestImportTransform(t *testing.T) {
 	if err := os.WriteFile(head, append(file, body...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	oodmon(t, 0, "model", "import", "--head", head, "--calibration", digits("calibration.arrow"), "--output", path)
+	o := oodmon(t, 0, "model", "import", "--head", head, "--calibration", digits("calibration.arrow"), "--output", path)
+	if want := "oodmon: temperature 1: not fitted, since the transform before the head changes the dimension\n"; o.stderr != want {
+		t.Errorf("%swant %s", o.stderr, want)
+	}
 	var info struct {
 		Dim       int      `json:"dim"`
 		Transform string   `json:"transform"`
