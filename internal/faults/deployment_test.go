@@ -130,6 +130,12 @@ web: {listen_addresses: ["127.0.0.1:0"]}
 			t.Log(d.delivery + ": the monitors' last lines:\n" + strings.Join(lines[max(0, len(lines)-40):], "\n"))
 		}
 		_ = d.log.Close()
+		// A broker with few topics is started again soon.
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if _, err := d.Admin().DeleteTopics(ctx, d.in, d.scores, d.dead); err != nil && !t.Failed() {
+			t.Error(err)
+		}
 	})
 	return d
 }
