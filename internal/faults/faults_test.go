@@ -696,7 +696,7 @@ func loseCoordinators(tr *trial) int {
 			return d.Admin().FindGroupCoordinators(ctx, d.name)[d.name].NodeID
 		},
 		func(ctx context.Context, d *deployment) int32 {
-			id := "oodmon." + d.name + "." + d.in + "." + strconv.Itoa(tr.random.IntN(partitions))
+			id := "oodmon." + d.name + "/" + d.in + "." + strconv.Itoa(tr.random.IntN(partitions))
 			return d.Admin().FindTxnCoordinators(ctx, id)[id].NodeID
 		},
 	} {
