@@ -196,10 +196,11 @@ func randomModel(t testing.TB, seed uint64) *model.Model {
 	return m
 }
 
-// start starts one more `oodmon run`.
-func (d *deployment) start() *exec.Cmd {
+// start starts one more `oodmon run`, by the command under if there is one.
+func (d *deployment) start(under ...string) *exec.Cmd {
 	d.t.Helper()
-	m := exec.Command(program, "run", "--config", d.config)
+	command := append(under, program, "run", "--config", d.config)
+	m := exec.Command(command[0], command[1:]...)
 	m.Stderr = struct{ io.Writer }{d.log} // by a pipe: a monitor that may write no file can still log
 	if err := m.Start(); err != nil {
 		d.t.Fatal(err)
