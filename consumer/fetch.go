@@ -23,6 +23,7 @@ type reader struct {
 	partition int
 	position  int64 // the next offset
 	end       int64 // the offset after the last that can be read, as last seen
+	written   int64 // the offset after the last, those of open transactions included
 
 	maxRecords, maxBytes, maxMessage int
 	maxWait                          time.Duration
@@ -60,7 +61,7 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 		return err
 	}
 	defer r.giveBack(buf)
-	r.end = response.lastStableOffset
+	r.end, r.written = response.lastStableOffset, response.highWatermark
 	next, size := response.next()
 	r.portion = portion(r.maxBytes, size)
 	if r.readAhead && next > r.position {
