@@ -105,7 +105,7 @@ func (m *Model) Encode() ([]byte, error) {
 }
 
 // SameAs reports whether two models answer alike: whether all is equal but when
-// they were made, of what, and how the training went.
+// and from which parent they were made, and what is told of their training.
 func (m *Model) SameAs(other *Model) (bool, error) {
 	content := func(m *Model) ([]byte, error) {
 		bare := *m

@@ -14,10 +14,9 @@ import (
 
 // The errors of a registry that a caller acts on.
 var (
-	ErrNoCurrent = errors.New("the registry has no current model")
-	ErrNotFound  = errors.New("no such model in the registry")
-	// ErrNoPrevious: the history names no model that was in service before.
-	ErrNoPrevious = errors.New("no model was in service before")
+	ErrNoCurrent  = errors.New("the registry has no current model")
+	ErrNotFound   = errors.New("no such model in the registry")
+	ErrNoPrevious = errors.New("the history names no model that was in service before")
 	ErrLocked     = errors.New("the registry is locked")
 )
 
@@ -254,7 +253,7 @@ func (r *Registry) Rollback(ctx context.Context) (string, error) {
 	}
 	previous := previousVersion(events, current)
 	if previous == "" {
-		return "", r.wrap("roll back", fmt.Errorf("%w: %s is the first", ErrNoPrevious, current))
+		return "", r.wrap("roll back", fmt.Errorf("%w %s", ErrNoPrevious, current))
 	}
 	if _, err := r.Load(ctx, previous); err != nil {
 		return "", err
