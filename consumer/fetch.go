@@ -3,6 +3,7 @@ package consumer
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -30,8 +31,9 @@ type reader struct {
 
 	decoder decoder
 	batch   Batch
-	size    int // bytes in batch
-	portion int // bytes to ask for; 0: maxBytes
+	size    int   // bytes in batch
+	records int64 // offsets that its messages stand for
+	portion int   // bytes to ask for; 0: maxBytes
 
 	// With readAhead, what follows a response is asked for while that is
 	// handled: one response, no more.
@@ -86,10 +88,14 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 	d := &r.decoder
 	d.position, d.maxMessage = r.position, r.maxMessage
 	d.take = func(m Message, size int) error {
-		if r.maxOffset > 0 && m.Offset >= r.maxOffset {
-			return nil
+		if r.maxOffset > 0 {
+			if m.Offset >= r.maxOffset {
+				return nil
+			}
+			m.More = min(m.More, r.maxOffset-1-m.Offset)
 		}
 		r.batch.Messages = append(r.batch.Messages, m)
+		r.records += 1 + m.More
 		if r.size += size; len(r.batch.Messages) >= r.maxRecords || r.size >= r.maxBytes {
 			return flush()
 		}
@@ -100,17 +106,20 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 	} else {
 		err = d.decode(response.records, response.verified, response.aborted)
 	}
+	if !is[*takeError](err) {
+		err = errors.Join(flush(), err) // what was read before the damage is not to wait for its mending
+	}
 	if err != nil {
 		return fmt.Errorf("read %s[%d] from offset %d: %w", r.topic, r.partition, r.position, err)
 	}
-	return flush()
+	return nil
 }
 
 // begin starts a batch in the memory of the one before.
 func (r *reader) begin() {
 	r.batch.Topic, r.batch.Partition = r.topic, r.partition
 	r.batch.Messages = r.batch.Messages[:0]
-	r.size = 0
+	r.size, r.records = 0, 0
 	r.decoder.arena.reset()
 }
 

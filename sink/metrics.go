@@ -55,3 +55,8 @@ func newMetrics(reg prometheus.Registerer, reasons []string) *metrics {
 	}
 	return m
 }
+
+// count counts the records that a letter stands for.
+func (m *metrics) count(l *Letter) {
+	m.deadLetters.WithLabelValues(l.Reason).Add(float64(1 + l.More))
+}
