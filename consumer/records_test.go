@@ -317,7 +317,8 @@ func held(t *testing.T, maxMessage, limit int, data []byte) (most uint64, messag
 	d := &decoder{maxMessage: maxMessage}
 	var batch []Message
 	flush := func() {
-		most = max(most, memory()-min(before, memory()))
+		now := memory()
+		most = max(most, now-min(before, now))
 		for _, m := range batch {
 			messages = append(messages, Message{Offset: m.Offset, Oversized: m.Oversized, Err: m.Err})
 		}
@@ -371,6 +372,22 @@ func TestDecodeHoldsNothingOfOversizedRecords(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	if most > 3*maxMessage {
+		t.Errorf("%d MB were held", most>>20)
+	}
+}
+
+// The keys of headers are few, and kept: but not those that are long.
+func TestDecodeKeepsNoLongKeysOfHeaders(t *testing.T) {
+	var data []byte
+	for i := range 200 {
+		key := fmt.Sprint(i, strings.Repeat("k", 64<<10))
+		data = append(data, testBatch{base: int64(i), values: make([][]byte, 1), headers: []Header{{Key: key}}}.encode(t)...)
+	}
+	most, got := held(t, 1<<20, 1<<20, data)
+	if len(got) != 200 || got[199].Oversized != 0 {
+		t.Errorf("%+v", got)
+	}
+	if most > 4<<20 {
 		t.Errorf("%d MB were held", most>>20)
 	}
 }
