@@ -28,6 +28,7 @@ const (
 	leastFetch            = 64 << 10               // of one, however many there are
 	commitInterval        = 200 * time.Millisecond // while records come
 	grace                 = time.Second            // for a handler whose context is done
+	longTransaction       = time.Minute            // the default transaction.timeout.ms of producers
 	firstPause, lastPause = 100 * time.Millisecond, 10 * time.Second
 )
 
@@ -52,6 +53,7 @@ type Consumer struct {
 // progress is how far a worker has come.
 type progress struct {
 	position, end int64
+	written       int64     // as reader.written
 	moved         time.Time // when the position last moved, or nothing waited
 	err           error     // of the last attempt, or nil
 }
@@ -103,8 +105,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 			c.metrics.errors.WithLabelValues(opJoin).Inc()
 			c.log.Warn("consumer group not joined; trying again", "group", c.cfg.Group, "error", err)
 			// kafka-go asks the first broker to which it can connect, also where
-			// that one does not answer: it hangs, or only its proxy is there.
-			if len(brokers) > 1 {
+			// that one does not answer: it hangs, or only its proxy is there. A
+			// rebalance is an answer, and the membership stays.
+			if len(brokers) > 1 && !errors.Is(err, kafka.RebalanceInProgress) {
 				brokers = append(brokers[1:], brokers[0])
 				_ = group.Close() // it was not joined
 				if group, err = c.join(connected, brokers); err != nil {
@@ -307,6 +310,7 @@ type worker struct {
 	handled   int64           // everything before is acknowledged
 	committed int64
 	when      time.Time // of the last commit
+	held      time.Time // when the open transaction was seen that holds records back, or last told of; zero: none
 	retry     backoff
 }
 
@@ -343,6 +347,9 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, co
 	}
 	defer c.exit(a.ID)
 	defer w.drop()
+	if a.Offset >= 0 {
+		w.at.Set(float64(a.Offset))
+	}
 	err := w.run(c.newHandler(a.ID))
 	// What was handled is committed, even when the partition has been taken
 	// away: the group refuses it where another member has it already.
@@ -388,7 +395,7 @@ func (w *worker) step(handler Handler) error {
 	err := w.fetch(w.running, func(b *Batch, next int64) error {
 		idle = false
 		w.waiting(w.progress, w.position, w.end)
-		w.lag.Set(float64(max(0, w.end-w.position)))
+		w.showLag(w.position)
 		if len(b.Messages) > 0 {
 			if err := w.handle(handler, b, next); err != nil {
 				return err
@@ -405,23 +412,45 @@ func (w *worker) step(handler Handler) error {
 			}
 		}
 		w.moved(w.progress, next, w.end)
-		w.lag.Set(float64(max(0, w.end-next)))
+		w.showLag(next)
 		return w.running.Err() // what was fetched beyond is left to the next owner
 	})
 	switch {
 	case err == nil && idle:
+		w.tellOfTransaction(time.Now())
 		err = w.commit()
 		fallthrough
 	case err == nil:
 		w.retry = backoff{}
 		w.moved(w.progress, w.position, w.end)
-		w.lag.Set(float64(max(0, w.end-w.position)))
+		w.showLag(w.position)
 	case errors.Is(err, kafka.OffsetOutOfRange) && !is[*handleError](err):
-		return w.reset()
+		return w.reset(err)
 	case errors.Is(err, kafka.UnknownTopicOrPartition) || errors.Is(err, protocol.ErrNoTopic):
 		w.vanished = w.vanished || !is[*handleError](err) // that of the scores is another one
 	}
 	return err
+}
+
+func (w *worker) showLag(position int64) {
+	w.lag.Set(float64(max(0, w.written-position)))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.progress.written = w.written
+}
+
+// tellOfTransaction logs that all that can be read has been, but for records that an
+// open transaction holds back: a restart would not help, only its end does.
+func (w *worker) tellOfTransaction(now time.Time) {
+	switch {
+	case w.position < w.end || w.end >= w.written:
+		w.held = time.Time{}
+	case w.held.IsZero():
+		w.held = now
+	case now.Sub(w.held) >= longTransaction:
+		w.log.Warn("a producer's transaction in the input topic is open; the records from here on wait for its end", "offset", w.end, "records", w.written-w.end)
+		w.held = now
+	}
 }
 
 // revisit finds out whether a topic that the broker did not know for a while is
@@ -545,19 +574,22 @@ func (w *worker) start() error {
 		return err
 	}
 	w.position = begin
+	if begin > first {
+		w.log.Info("nothing is committed: starting at the end (input.start: latest); what was there before is not scored", "offset", begin, "records_before", begin-first)
+	}
 	return nil
 }
 
 var errOutOfRange = errors.New("the offset is out of range, and the policy is to fail")
 
-// reset follows the policy for an offset that the log does not hold.
-func (w *worker) reset() error {
+// reset follows the policy for an offset that the log does not hold, as refused says.
+func (w *worker) reset(refused error) error {
 	first, end, err := w.offsets(w.running)
 	if err != nil {
 		return err
 	}
 	if w.position >= first && w.position <= end {
-		return nil // it has come into range meanwhile
+		return refused // it has come into range meanwhile, or the broker contradicts itself
 	}
 	if w.cfg.OutOfRange == "fail" {
 		return fmt.Errorf("%s[%d]: offset %d, but the log holds %d to %d: %w", w.topic, w.partition, w.position, first, end, errOutOfRange)
@@ -641,13 +673,14 @@ func (c *Consumer) Ready() error {
 	return nil
 }
 
-// Lag returns how many offsets of the assigned partitions wait.
+// Lag returns how many offsets of the assigned partitions wait, those of open
+// transactions included.
 func (c *Consumer) Lag() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	lag := int64(0)
 	for _, p := range c.partitions {
-		lag += max(0, p.end-p.position)
+		lag += max(0, p.end-p.position, p.written-p.position)
 	}
 	return lag
 }

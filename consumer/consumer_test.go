@@ -526,8 +526,33 @@ func testTransactions(t *testing.T, broker *kafkatest.Broker) {
 		}
 	}
 	f.produce(0, "of no transaction")
-	f.start()
+	c, _ := f.start()
 	f.received("of no transaction")
+	// What an open one holds back waits.
+	if err := client.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: f.cfg.Topic, Value: []byte("held back")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	lag := func(want int64) {
+		t.Helper()
+		kafkatest.Eventually(t, patience, func() error {
+			if gauge, of := f.metric("oodmon_consumer_lag_records", "0"), c.Lag(); gauge != float64(want) || of != want {
+				return fmt.Errorf("a lag of %v, %d, want %d", gauge, of, want)
+			}
+			return nil
+		})
+	}
+	lag(1)
+	if err := c.Healthy(time.Nanosecond); err != nil {
+		t.Errorf("a restart would not help, but: %v", err)
+	}
+	if err := client.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+		t.Fatal(err)
+	}
+	f.received("held back")
+	lag(0)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.values["committed: true"] != 2 || f.values["committed: false"] != 0 {
@@ -607,10 +632,28 @@ func testLatest(t *testing.T, broker *kafkatest.Broker) {
 		t.Fatal(err)
 	}
 	f.produce(0, "while nobody looked")
-	f.start()
+	if text := f.logged(); !strings.Contains(text, "nothing is committed: starting at the end") || !strings.Contains(text, "records_before=10") {
+		t.Error("the log does not say what is skipped")
+	}
+	_, stop = f.start()
 	f.received("while nobody looked")
 	if got := f.offsets(0); !slices.Equal(got, []int64{10}) {
 		t.Errorf("%v, want 10 alone", got)
+	}
+	f.committedIs(0, 11)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	// The metric says where a restart would go on also before the first commit.
+	f.start()
+	kafkatest.Eventually(t, patience, func() error {
+		if f.series("oodmon_consumer_committed_offset") == 0 {
+			return errors.New("no partition yet")
+		}
+		return nil
+	})
+	if got := f.metric("oodmon_consumer_committed_offset", "0"); got != 11 {
+		t.Errorf("committed offset %v, want 11", got)
 	}
 }
 
@@ -826,7 +869,7 @@ start: "now" is neither "earliest" nor "latest"
 out of range: "skip" is none of "earliest", "latest" and "fail"
 max records: 0 is not positive
 max bytes: 0 is not positive
-max wait: 0s is not positive
+max wait: 0s is below a millisecond
 max message bytes: 0 is not positive
 session timeout: -1ns is negative`
 	if err == nil || err.Error() != want {

@@ -24,6 +24,7 @@ type reader struct {
 	partition int
 	position  int64 // the next offset
 	end       int64 // the offset after the last that can be read, as last seen
+	written   int64 // the offset after the last, those of open transactions included
 
 	maxRecords, maxBytes, maxMessage int
 	maxWait                          time.Duration
@@ -55,14 +56,14 @@ type pending struct {
 // fetch asks once for what follows the position, and calls emit with batches
 // of it, and with the offset that follows each. The position moves past a batch
 // after emit returned nil. A last call may come with an empty batch, where only
-// offsets without records were passed.
+// offsets without records were passed. What is before damage is emitted too.
 func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) error) error {
 	response, buf, err := r.response(ctx)
 	if err != nil {
 		return err
 	}
 	defer r.giveBack(buf)
-	r.end = response.lastStableOffset
+	r.end, r.written = response.lastStableOffset, response.highWatermark
 	next, size := response.next()
 	r.portion = portion(r.maxBytes, size)
 	if r.readAhead && next > r.position {

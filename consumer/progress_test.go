@@ -1,7 +1,10 @@
 package consumer
 
 import (
+	"bytes"
+	"log/slog"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,4 +70,25 @@ func TestHealthyFailsAcrossGenerations(t *testing.T) {
 	c.exit(3)
 	c.forgetLeft([]kafka.PartitionAssignment{{ID: 4}})
 	check("when another member has it", "")
+}
+
+// An open transaction of a producer is told of after a minute, and then each minute.
+func TestOpenTransactionIsToldOf(t *testing.T) {
+	var log bytes.Buffer
+	w := &worker{log: slog.New(slog.NewTextHandler(&log, nil)), reader: reader{position: 7, end: 7, written: 9}}
+	at := time.Now()
+	for _, step := range []struct {
+		after time.Duration
+		end   int64
+		told  int
+	}{{0, 7, 0}, {59 * time.Second, 7, 0}, {time.Minute, 7, 1}, {90 * time.Second, 7, 1}, {2 * time.Minute, 7, 2}, {3 * time.Minute, 9, 2}, {10 * time.Minute, 7, 2}} {
+		w.end = step.end
+		w.tellOfTransaction(at.Add(step.after))
+		if got := strings.Count(log.String(), "transaction in the input topic is open"); got != step.told {
+			t.Errorf("told %d times after %v, want %d", got, step.after, step.told)
+		}
+	}
+	if !strings.Contains(log.String(), "offset=7 records=2") {
+		t.Errorf("the log does not say where: %s", log.String())
+	}
 }

@@ -233,9 +233,16 @@ func TestDecodeLeavesOutWhatIsBeforeThePosition(t *testing.T) {
 func TestDecodePassesWhatCompactionLeft(t *testing.T) {
 	data := testBatch{base: 10, deltas: []int64{3, 7}, last: 9, values: make([][]byte, 2)}.encode(t)
 	data = append(data, testBatch{base: 20, last: 4}.encode(t)...)
+	end := int64(25)
+	for _, codec := range codecs { // that the batch had when it had records
+		empty := testBatch{base: end, last: 4}.encode(t)
+		empty[22] = byte(codec)
+		data = append(data, reseal(empty)...)
+		end += 5
+	}
 	got, next, err := collect(10, 10, data)
-	if want := []int64{13, 17}; err != nil || !reflect.DeepEqual(offsets(got), want) || next != 25 {
-		t.Errorf("%v, next %d, %v; want %v and 25", offsets(got), next, err, want)
+	if want := []int64{13, 17}; err != nil || !reflect.DeepEqual(offsets(got), want) || next != end {
+		t.Errorf("%v, next %d, %v; want %v and %d", offsets(got), next, err, want, end)
 	}
 }
 

@@ -119,7 +119,7 @@ func (c *Config) validate() error {
 	check((c.Fence == nil) == (c.Release == nil), "fence and release belong together; only one is set")
 	check(c.MaxRecords > 0, "max records: %d is not positive", c.MaxRecords)
 	check(c.MaxBytes > 0, "max bytes: %d is not positive", c.MaxBytes)
-	check(c.MaxWait > 0, "max wait: %v is not positive", c.MaxWait)
+	check(c.MaxWait >= time.Millisecond, "max wait: %v is below a millisecond", c.MaxWait)
 	check(c.MaxMessageBytes > 0, "max message bytes: %d is not positive", c.MaxMessageBytes)
 	check(c.SessionTimeout >= 0, "session timeout: %v is negative", c.SessionTimeout)
 	check(c.DrainTimeout >= 0, "drain timeout: %v is negative", c.DrainTimeout)

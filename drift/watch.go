@@ -3,11 +3,13 @@ package drift
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sort"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,7 +65,10 @@ func New(cfg Config, source string, base Baseline, clock func() time.Time, reg p
 	if cfg.StateFile != "" {
 		w.restore()
 		// What cannot be written is better known now than at the first snapshot.
-		if err := w.Save(); err != nil {
+		switch err := w.Save(); {
+		case full(err):
+			w.log.Error("drift state not saved; scoring goes on without", "error", err)
+		case err != nil:
 			return nil, fmt.Errorf("drift.state_file: %w", err)
 		}
 	}
@@ -71,6 +76,12 @@ func New(cfg Config, source string, base Baseline, clock func() time.Time, reg p
 		return nil, fmt.Errorf("drift: register metrics: %w", err)
 	}
 	return w, nil
+}
+
+// full says that a file could not be written for want of room, which does not mean
+// that the place is a wrong one.
+func full(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
 // threshold returns A of each detector: doubled, and once more for each

@@ -253,7 +253,7 @@ func (c *Config) Validate() error {
 	require(in.MaxMessageBytes > 0, "input.max_message_bytes: %d must be positive", in.MaxMessageBytes)
 	require(in.Batch.MaxRecords > 0, "input.batch.max_records: %d must be positive", in.Batch.MaxRecords)
 	require(in.Batch.MaxBytes > 0, "input.batch.max_bytes: %d must be positive", in.Batch.MaxBytes)
-	require(in.Batch.MaxWait > 0, "input.batch.max_wait: %v must be positive", in.Batch.MaxWait)
+	require(in.Batch.MaxWait >= time.Millisecond, "input.batch.max_wait: %v must be at least 1ms", in.Batch.MaxWait)
 	require(in.SessionTimeout > 0, "input.session_timeout: %v must be positive", in.SessionTimeout)
 	require(in.StallTimeout > 0, "input.stall_timeout: %v must be positive", in.StallTimeout)
 	require(c.Output.Topic != "", "output.topic: must not be empty")

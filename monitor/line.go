@@ -228,7 +228,7 @@ func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log
 	}
 	transactionalID := ""
 	if cfg.Output.Delivery == exactlyOnce {
-		transactionalID = "oodmon." + cfg.Input.Group + "." + cfg.Input.Topic
+		transactionalID = "oodmon." + cfg.Input.Group + "/" + cfg.Input.Topic // no topic has a slash
 	}
 	return sink.New(sink.Config{
 		Topic: cfg.Output.Topic, DeadLetterTopic: cfg.DeadLetter.Topic, Format: cfg.Output.Format, Reasons: reasons, TransactionalID: transactionalID,

@@ -248,6 +248,9 @@ func (w *writer) publish(ctx context.Context, kind, topic string, n int, at func
 // returns how many these are, and their size.
 func (w *writer) fill(topic string, n int, at func(i int) message) (count, size int) {
 	limit := w.limit(topic)
+	if cap(w.request) > 2*limit { // that of a large message
+		w.request = nil
+	}
 	w.request = appendProduce(w.request[:0], w.conn.ClientID, w.transactionalID(), produceTimeout, topic)
 	w.batch = len(w.request) - batchHeader
 	for count < n {
@@ -270,6 +273,15 @@ func (w *writer) fill(topic string, n int, at func(i int) message) (count, size 
 func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 	pause, begun := firstPause, time.Now()
 	var tried target
+	// A broker that appended a request which was given up would take another one
+	// with its sequence, of as many messages, for the same, and acknowledge it.
+	appended := false // perhaps, by an attempt
+	end := func(err error) error {
+		if appended {
+			w.id = -1
+		}
+		return err
+	}
 	for {
 		to, err := w.target(ctx, topic)
 		if err == nil && w.transactional() && tried != (target{}) && to != tried {
@@ -286,8 +298,9 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 		}
 		err = fmt.Errorf("produce %d messages to %s[%d]: %w", n, topic, to.partition, err)
 		w.metrics.errors.WithLabelValues(kind).Inc()
+		appended = appended || unanswered(err)
 		if permanent(err) {
-			return err
+			return end(err)
 		}
 		if w.transactional() && (w.id < 0 || time.Since(begun) > transactionTimeout) {
 			w.id = -1 // the coordinator aborts it now, if it has not
@@ -296,21 +309,26 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 		if errors.Is(err, kafka.UnknownTopicOrPartition) {
 			// kafka-go's Client says so of whatever it cannot see at the moment.
 			if really := w.conn.Check(ctx, topic); errors.Is(really, kafka.UnknownTopicOrPartition) {
-				return errors.Join(err, really)
+				return end(errors.Join(err, really))
 			}
 		}
 		if ctx.Err() != nil {
-			w.id = -1 // whether it was appended is not known: no sequence follows
-			return errors.Join(err, context.Cause(ctx))
+			return end(errors.Join(err, context.Cause(ctx)))
 		}
 		w.log.Warn("not published; trying again", "topic", topic, "partition", to.partition, "messages", n, "error", err)
 		w.forget(topic)
 		if kafkaconn.Sleep(ctx, pause) != nil {
-			w.id = -1
-			return errors.Join(err, context.Cause(ctx))
+			return end(errors.Join(err, context.Cause(ctx)))
 		}
 		pause = min(lastPause, 2*pause)
 	}
+}
+
+// unanswered says that a request may have been carried out for all its error, now
+// or later: the broker did not answer, or does not say.
+func unanswered(err error) bool {
+	code, ok := errors.AsType[kafka.Error](err)
+	return !ok || code == kafka.RequestTimedOut || code == kafka.NotEnoughReplicasAfterAppend
 }
 
 // permanent says that no attempt can mend an error.

@@ -376,6 +376,53 @@ func TestProducerSurvivesLostConnections(t *testing.T) {
 	ascends(t, offsetsOf(t, f.ReadAll(f.scores)), 9)
 }
 
+// A request may have been appended though nobody said so. Where it is given up after
+// that, none with its producer id and sequence may follow: the broker would take
+// other messages for the same, and acknowledge them.
+func TestProducerDoesNotReuseTheSequenceOfALostRequest(t *testing.T) {
+	f := newFixture(t, kafkatest.StartFake(t), "json", 1)
+	type sent struct {
+		id    int64
+		first int32
+	}
+	var all []sent
+	f.Cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		f.Cluster.KeepControl()
+		request := r.(*kmsg.ProduceRequest)
+		var batch kmsg.RecordBatch
+		if err := batch.ReadFrom(request.Topics[0].Partitions[0].Records); err != nil {
+			t.Error(err)
+		}
+		all = append(all, sent{batch.ProducerID, batch.FirstSequence})
+		switch len(all) {
+		case 2: // appended, and the answer is lost
+			return nil, io.EOF, true
+		case 3:
+			response := request.ResponseKind().(*kmsg.ProduceResponse)
+			partition := kmsg.NewProduceResponseTopicPartition()
+			partition.ErrorCode = kerr.TopicAuthorizationFailed.Code
+			topic := kmsg.NewProduceResponseTopic()
+			topic.Topic, topic.Partitions = f.scores, append(topic.Partitions, partition)
+			response.Topics = append(response.Topics, topic)
+			return response, nil, true
+		}
+		return nil, nil, false
+	})
+	write := func(id string) error { return f.Write(f.ctx, 0, record(t, rows(3, id)...)) }
+	if err := write("first"); err != nil {
+		t.Fatal(err)
+	}
+	if err := write("lost"); !errors.Is(err, kafka.TopicAuthorizationFailed) {
+		t.Fatalf("error %v, want that of the authorization", err)
+	}
+	if err := write("other"); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 4 || all[3] == all[1] {
+		t.Errorf("sent as %v: the last must not be taken for the second", all)
+	}
+}
+
 func TestProducerGivesUpOnlyWithItsContext(t *testing.T) {
 	f := newFixture(t, kafkatest.StartFake(t), "json", 1)
 	f.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: 3})

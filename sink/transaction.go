@@ -30,6 +30,7 @@ var errNotFenced = errors.New("the transaction is over: another owner has fenced
 type transaction struct {
 	targets map[target]bool
 	letters []Letter // what is counted of them
+	late    bool     // a call to a coordinator was not answered, and may be carried out yet
 }
 
 // An Offset is what a member of a consumer group commits with a transaction.
@@ -58,6 +59,10 @@ func (w *writer) transactionalID() string {
 func (p *Producer) Fence(ctx context.Context, partition int) error {
 	w := p.writer(partition)
 	defer w.mu.Unlock()
+	return w.fence(ctx)
+}
+
+func (w *writer) fence(ctx context.Context) error {
 	w.id, w.tx = -1, transaction{}
 	return w.call(ctx, "take over transactional id "+w.transactionalID(), func() error {
 		if err := w.lookUp(ctx); err != nil {
@@ -175,6 +180,13 @@ func (p *Producer) Commit(ctx context.Context, o Offset) error {
 	for i := range w.tx.letters {
 		p.metrics.count(&w.tx.letters[i])
 	}
+	if w.tx.late {
+		// What comes late from this transaction would end the next one, or put its offset
+		// in the place of that one's: with a new epoch it is refused.
+		if err := w.fence(ctx); err != nil {
+			w.log.Warn("not fenced after a transaction with calls that were not answered; the next one fails first", "partition", o.Partition, "error", err)
+		}
+	}
 	w.tx = transaction{}
 	return nil
 }
@@ -274,6 +286,7 @@ func (w *writer) call(ctx context.Context, what string, fn func() error) error {
 			return nil
 		}
 		err = fmt.Errorf("%s: %w", what, err)
+		w.tx.late = w.tx.late || unanswered(err)
 		if !passing(err) || time.Now().After(deadline) {
 			return err
 		}

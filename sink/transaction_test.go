@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"strings"
@@ -317,6 +318,44 @@ func TestFenceForgetsWhatAnotherHasFenced(t *testing.T) {
 	committed(second, false, "of an open one")
 	fence(first)
 	committed(first, false, "after another has taken over")
+}
+
+// What was given up unanswered may be carried out late: it neither ends the next
+// transaction nor commits its offset in it.
+func TestNothingOfATransactionReachesTheNext(t *testing.T) {
+	f := newFixture(t, kafkatest.StartFake(t), "json", 1)
+	f.CreateTopic("in", 1)
+	var late *kmsg.TxnOffsetCommitRequest
+	f.Cluster.ControlKey(int16(kmsg.TxnOffsetCommit), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		late = r.(*kmsg.TxnOffsetCommitRequest) // once: the next attempt is answered
+		return nil, io.EOF, true
+	})
+	p := f.transactional()
+	if err := p.Fence(f.ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 2 {
+		if err := p.Write(f.ctx, 0, record(t, rows(3, fmt.Sprint(n))...)); err != nil {
+			t.Fatal(err)
+		}
+		if n == 1 {
+			answer, err := f.conn.Kafka.EndTxn(f.ctx, &kafka.EndTxnRequest{
+				TransactionalID: late.TransactionalID, ProducerID: int(late.ProducerID), ProducerEpoch: int(late.ProducerEpoch), Committed: true,
+			})
+			if err != nil || answer.Error == nil {
+				t.Errorf("a late end of the first transaction: %v, %v, want a refusal", answer, err)
+			}
+			if seen := len(f.ReadAll(f.scores)); seen != 3 {
+				t.Errorf("%d results are seen before the second commit, want 3", seen)
+			}
+		}
+		if err := p.Commit(f.ctx, Offset{Topic: "in", Offset: int64(3 * (n + 1)), Group: "group", Generation: -1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if seen := len(f.ReadAll(f.scores)); seen != 6 {
+		t.Errorf("%d results, want 6", seen)
+	}
 }
 
 // Every answer of a coordinator and of the log that may come is followed by all

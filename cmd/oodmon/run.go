@@ -46,6 +46,10 @@ SIGHUP: the registry is read now.`,
 			signal.Notify(hangup, syscall.SIGHUP)
 			defer signal.Stop(hangup)
 			m, err := monitor.New(cmd.Context(), cfg, slog.Default())
+			if cmd.Context().Err() != nil {
+				slog.Info("stopped before it was ready")
+				return nil
+			}
 			if err != nil {
 				return err
 			}

@@ -130,6 +130,12 @@ web: {listen_addresses: ["127.0.0.1:0"]}
 			t.Log(d.delivery + ": the monitors' last lines:\n" + strings.Join(lines[max(0, len(lines)-40):], "\n"))
 		}
 		_ = d.log.Close()
+		// A broker with few topics is started again soon.
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if _, err := d.Admin().DeleteTopics(ctx, d.in, d.scores, d.dead); err != nil && !t.Failed() {
+			t.Error(err)
+		}
 	})
 	return d
 }
@@ -190,10 +196,11 @@ func randomModel(t testing.TB, seed uint64) *model.Model {
 	return m
 }
 
-// start starts one more `oodmon run`.
-func (d *deployment) start() *exec.Cmd {
+// start starts one more `oodmon run`, by the command under if there is one.
+func (d *deployment) start(under ...string) *exec.Cmd {
 	d.t.Helper()
-	m := exec.Command(program, "run", "--config", d.config)
+	command := append(under, program, "run", "--config", d.config)
+	m := exec.Command(command[0], command[1:]...)
 	m.Stderr = struct{ io.Writer }{d.log} // by a pipe: a monitor that may write no file can still log
 	if err := m.Start(); err != nil {
 		d.t.Fatal(err)

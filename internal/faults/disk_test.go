@@ -124,9 +124,9 @@ func killAtSnapshot(tr *trial) int {
 	return times
 }
 
-// fullState fills the disk of the drift state under the running monitor, and
-// empties it again. Records go on, the state of before stays, and what comes
-// afterwards is written.
+// fullState fills the disk of the drift state under the running monitor, starts the
+// monitor again, and empties the disk. Records go on, the state of before stays,
+// and what comes afterwards is written.
 func fullState(tr *trial) int {
 	limit := func(d *deployment, bytes string) {
 		out, err := exec.Command("prlimit", "--pid", strconv.Itoa(d.monitors[0].Process.Pid), "--fsize="+bytes+":").CombinedOutput()
@@ -154,6 +154,12 @@ func fullState(tr *trial) int {
 		d.waitForResults(200)
 		if now := written(path); !now.Equal(before) {
 			tr.t.Errorf("%s: a state was written on a full disk", d.delivery)
+		}
+		d.end(d.monitors[0], syscall.SIGKILL)
+		d.start("prlimit", "--fsize=0:unlimited")
+		d.waitForResults(200)
+		if !strings.Contains(d.logged(), "scoring goes on without") {
+			tr.t.Errorf("%s: the log of the second does not tell that the state cannot be written", d.delivery)
 		}
 		limit(d, "unlimited")
 		kafkatest.Eventually(tr.t, patience, func() error {

@@ -91,34 +91,48 @@ func TestFaults(t *testing.T) {
 	kafkatest.NeedReal(t)
 	t.Parallel()
 	s := seed(t)
-	table := &report{seed: s}
+	tables := make([]*report, *runsFlag)
+	for run := range tables {
+		tables[run] = &report{seed: s + uint64(run)}
+		for _, g := range groups {
+			for _, f := range g.faults {
+				tables[run].order = append(tables[run].order, f.name)
+			}
+		}
+	}
 	var all sync.WaitGroup
 	for _, g := range groups {
-		for _, f := range g.faults {
-			table.order = append(table.order, f.name)
-		}
-		all.Go(func() { t.Run(g.name, func(t *testing.T) { g.run(t, s, table) }) })
+		all.Go(func() { t.Run(g.name, func(t *testing.T) { g.run(t, tables) }) })
 	}
 	all.Wait()
-	table.publish(t)
+	for _, table := range tables {
+		table.publish(t)
+	}
 }
 
-func (g group) run(t *testing.T, seed uint64, table *report) {
-	queue := make(chan int, len(g.faults))
-	for i := range g.faults {
-		queue <- i
+// run injects the faults of a group once for each table, with its seed. The
+// clusters live through all runs.
+func (g group) run(t *testing.T, tables []*report) {
+	type job struct{ run, fault int }
+	queue := make(chan job, len(tables)*len(g.faults))
+	for run := range tables {
+		for i := range g.faults {
+			queue <- job{run, i}
+		}
 	}
 	close(queue)
 	var lanes sync.WaitGroup
 	for range g.lanes {
 		lanes.Go(func() {
 			var c *cluster // started for the first fault that was chosen
-			for i := range queue {
-				t.Run(g.faults[i].name, func(inner *testing.T) {
+			for j := range queue {
+				f := g.faults[j.fault]
+				t.Run(f.name, func(inner *testing.T) {
 					if c == nil {
 						c = g.start(t)
 					}
-					try(inner, c, g.faults[i], fmt.Sprintf("%s-%d", strings.ReplaceAll(g.name, "=", "-"), i), seed, table)
+					id := fmt.Sprintf("%s-%d-%d", strings.ReplaceAll(g.name, "=", "-"), j.run, j.fault)
+					try(inner, c, f, id, tables[j.run])
 				})
 			}
 		})
@@ -126,11 +140,11 @@ func (g group) run(t *testing.T, seed uint64, table *report) {
 	lanes.Wait()
 }
 
-func try(t *testing.T, c *cluster, f fault, name string, seed uint64, table *report) {
+func try(t *testing.T, c *cluster, f fault, name string, table *report) {
 	begun := time.Now()
 	h := fnv.New64()
 	h.Write([]byte(f.name))
-	tr := &trial{cluster: c, t: t, random: rand.New(rand.NewPCG(seed, h.Sum64()))}
+	tr := &trial{cluster: c, t: t, random: rand.New(rand.NewPCG(table.seed, h.Sum64()))}
 	defer c.rule(nil)
 	for _, delivery := range []string{atLeastOnce, exactlyOnce} {
 		id := name + "-" + delivery[:2]
@@ -138,7 +152,7 @@ func try(t *testing.T, c *cluster, f fault, name string, seed uint64, table *rep
 	}
 	for _, d := range tr.all {
 		d.start()
-		d.produce(seed)
+		d.produce(table.seed)
 	}
 	for _, d := range tr.all {
 		d.waitForResults(200)
@@ -161,7 +175,7 @@ func try(t *testing.T, c *cluster, f fault, name string, seed uint64, table *rep
 		table.add(f.name, times, c.nodes, d.delivery, a, recovery[i])
 		t.Logf("%s: %d times, %d records in, %d lost, %d twice, recovered in %v", d.delivery, times, a.in, a.lost, a.twice, recovery[i].Round(time.Millisecond))
 	}
-	t.Logf("%v in all", time.Since(begun).Round(time.Second))
+	t.Logf("seed %d: %v in all", table.seed, time.Since(begun).Round(time.Second))
 }
 
 // pause waits between half of d and one and a half.
@@ -683,7 +697,7 @@ func loseCoordinators(tr *trial) int {
 			return d.Admin().FindGroupCoordinators(ctx, d.name)[d.name].NodeID
 		},
 		func(ctx context.Context, d *deployment) int32 {
-			id := "oodmon." + d.name + "." + d.in + "." + strconv.Itoa(tr.random.IntN(partitions))
+			id := "oodmon." + d.name + "/" + d.in + "." + strconv.Itoa(tr.random.IntN(partitions))
 			return d.Admin().FindTxnCoordinators(ctx, id)[id].NodeID
 		},
 	} {

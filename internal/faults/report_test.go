@@ -16,6 +16,7 @@ import (
 var (
 	programFlag = flag.String("program", "", "the oodmon to test; empty: built from this repository")
 	seedFlag    = flag.Uint64("seed", 0, "seed of the faults; 0: another one each time")
+	runsFlag    = flag.Int("runs", 1, "how often TestFaults injects every fault, with the seed and those after it")
 	reportFlag  = flag.String("report", "", "file whose table between the markers <!-- faults --> and <!-- /faults --> is replaced")
 	logsFlag    = flag.String("logs", "", "folder for the whole logs of monitors and brokers where a fault fails")
 	soakFlag    = flag.Duration("soak", 45*time.Second, "how long TestSoak injects faults")
