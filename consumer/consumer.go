@@ -400,7 +400,7 @@ func (w *worker) step(handler Handler) error {
 			if err := w.handle(handler, b, next); err != nil {
 				return err
 			}
-			w.metrics.messages.Add(float64(len(b.Messages)))
+			w.metrics.messages.Add(float64(w.records))
 			w.metrics.bytes.Add(float64(w.size))
 		}
 		w.handled = next

@@ -44,11 +44,11 @@ type fixture struct {
 	handle  func(ctx context.Context, b *Batch) error // before a batch is recorded
 }
 
-var unsafe = regexp.MustCompile(`[^A-Za-z0-9-]+`)
+var notInTopics = regexp.MustCompile(`[^A-Za-z0-9-]+`)
 
 func newFixture(t *testing.T, broker *kafkatest.Broker, partitions int, settings ...string) *fixture {
 	t.Helper()
-	name := unsafe.ReplaceAllString(t.Name(), "-")
+	name := notInTopics.ReplaceAllString(t.Name(), "-")
 	broker.CreateTopic(name, partitions, settings...)
 	conn, err := kafkaconn.New(kafkaconn.Config{Brokers: []string{broker.Address}, ClientID: "test"})
 	if err != nil {

@@ -3,6 +3,7 @@ package consumer
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -31,8 +32,9 @@ type reader struct {
 
 	decoder decoder
 	batch   Batch
-	size    int // bytes in batch
-	portion int // bytes to ask for; 0: maxBytes
+	size    int   // bytes in batch
+	records int64 // offsets that its messages stand for
+	portion int   // bytes to ask for; 0: maxBytes
 
 	// With readAhead, what follows a response is asked for while that is
 	// handled: one response, no more.
@@ -54,7 +56,7 @@ type pending struct {
 // fetch asks once for what follows the position, and calls emit with batches
 // of it, and with the offset that follows each. The position moves past a batch
 // after emit returned nil. A last call may come with an empty batch, where only
-// offsets without records were passed.
+// offsets without records were passed. What is before damage is emitted too.
 func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) error) error {
 	response, buf, err := r.response(ctx)
 	if err != nil {
@@ -87,10 +89,14 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 	d := &r.decoder
 	d.position, d.maxMessage = r.position, r.maxMessage
 	d.take = func(m Message, size int) error {
-		if r.maxOffset > 0 && m.Offset >= r.maxOffset {
-			return nil
+		if r.maxOffset > 0 {
+			if m.Offset >= r.maxOffset {
+				return nil
+			}
+			m.More = min(m.More, r.maxOffset-1-m.Offset)
 		}
 		r.batch.Messages = append(r.batch.Messages, m)
+		r.records += 1 + m.More
 		if r.size += size; len(r.batch.Messages) >= r.maxRecords || r.size >= r.maxBytes {
 			return flush()
 		}
@@ -101,17 +107,20 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 	} else {
 		err = d.decode(response.records, response.verified, response.aborted)
 	}
+	if !is[*takeError](err) {
+		err = errors.Join(flush(), err) // what was read before the damage is not to wait for its mending
+	}
 	if err != nil {
 		return fmt.Errorf("read %s[%d] from offset %d: %w", r.topic, r.partition, r.position, err)
 	}
-	return flush()
+	return nil
 }
 
 // begin starts a batch in the memory of the one before.
 func (r *reader) begin() {
 	r.batch.Topic, r.batch.Partition = r.topic, r.partition
 	r.batch.Messages = r.batch.Messages[:0]
-	r.size = 0
+	r.size, r.records = 0, 0
 	r.decoder.arena.reset()
 }
 

@@ -29,7 +29,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		lag:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "oodmon_consumer_lag_records", Help: "Offsets between the next to be read and the end of an assigned partition."}, []string{"partition"}),
 		committed:    f.NewGaugeVec(prometheus.GaugeOpts{Name: "oodmon_consumer_committed_offset", Help: "The offset committed last in an assigned partition."}, []string{"partition"}),
 		messages:     f.NewCounter(prometheus.CounterOpts{Name: "oodmon_consumer_messages_total", Help: "Messages handed to the line."}),
-		bytes:        f.NewCounter(prometheus.CounterOpts{Name: "oodmon_consumer_bytes_total", Help: "Bytes of the keys, values and headers of those messages."}),
+		bytes:        f.NewCounter(prometheus.CounterOpts{Name: "oodmon_consumer_bytes_total", Help: "Bytes of the keys, values and headers of those messages, and 40 for each header."}),
 		gap:          f.NewCounter(prometheus.CounterOpts{Name: "oodmon_consumer_gap_records_total", Help: "Offsets that retention removed before they were read."}),
 		rebalances:   f.NewCounter(prometheus.CounterOpts{Name: "oodmon_consumer_rebalances_total", Help: "Generations of the group that this instance was a member of."}),
 		assigned:     f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_consumer_assigned_partitions", Help: "Partitions that this instance reads."}),

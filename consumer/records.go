@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/klauspost/compress/snappy"
 	"github.com/klauspost/compress/zstd"
@@ -38,6 +39,8 @@ const (
 	messageHeader = 18 // up to the attributes
 	maxWindow     = 128 << 20
 
+	headerMemory = int(unsafe.Sizeof(Header{})) // of one that is two bytes in the log
+
 	attrCodec         = 0x07
 	attrAppendTime    = 0x08
 	attrTransactional = 0x10
@@ -48,6 +51,11 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // errTooLarge is a batch that does not fit in memory when it is decompressed.
 var errTooLarge = errors.New("larger than what is held in memory")
+
+// A takeError is what take returned: it says nothing of the bytes.
+type takeError struct{ error }
+
+func (e *takeError) Unwrap() error { return e.error }
 
 // A decoder reads the record batches of a fetch response.
 type decoder struct {
@@ -102,6 +110,10 @@ func (v *verifier) verify(data []byte) {
 
 // decode reads whole batches and leaves a last one that was cut off. The
 // checksums of the first verified bytes have been found right.
+//
+// An error is what take returned, or damage that a second read may mend. What
+// cannot be read though its checksum is right is as it was sent: it would fail
+// for ever, and is given to take as Message.Err.
 func (d *decoder) decode(data []byte, verified int, aborted []abortedTransaction) error {
 	d.begin(aborted)
 	for len(data) >= messageHeader {
@@ -115,13 +127,10 @@ func (d *decoder) decode(data []byte, verified int, aborted []abortedTransaction
 		raw := data[:12+length]
 		data = data[12+length:]
 		var err error
-		switch version {
-		case 2:
-			err = d.batch(raw, len(raw) <= verified)
-		case 0, 1:
+		if version == 0 || version == 1 {
 			err = d.message(raw)
-		default:
-			err = fmt.Errorf("version %d, expected 0, 1 or 2", version)
+		} else {
+			err = d.batch(raw, len(raw) <= verified)
 		}
 		if err != nil {
 			return fmt.Errorf("the record batch at offset %d: %w", base, err)
@@ -148,7 +157,7 @@ func (d *decoder) tooLarge(header []byte, size int64, aborted []abortedTransacti
 			return nil
 		}
 	}
-	return d.oversized(base, last, size)
+	return d.pass(base, last, Message{Oversized: size})
 }
 
 // begin takes the aborted transactions of a response.
@@ -177,17 +186,26 @@ func (d *decoder) batch(raw []byte, verified bool) error {
 	if len(raw) < batchHeader {
 		return fmt.Errorf("%d bytes, expected at least %d", len(raw), batchHeader)
 	}
+	var err error
+	if raw[16] != 2 {
+		err = fmt.Errorf("version %d, expected 0, 1 or 2", raw[16])
+	}
 	if !verified {
 		if found, computed := be.Uint32(raw[17:]), crc32.Checksum(raw[21:], castagnoli); found != computed {
-			return fmt.Errorf("its checksum is %08x, and its bytes have %08x: it was damaged in the log or on the way", found, computed)
+			return cmp.Or(err, fmt.Errorf("its checksum is %08x, and its bytes have %08x: it was damaged in the log or on the way", found, computed))
 		}
 	}
 	base, attributes := int64(be.Uint64(raw)), be.Uint16(raw[21:])
 	last := base + int64(int32(be.Uint32(raw[23:])))
 	producer := int64(be.Uint64(raw[43:]))
 	count := int64(int32(be.Uint32(raw[57:])))
+	times := timestamps{first: int64(be.Uint64(raw[27:]))}
+	if attributes&attrAppendTime != 0 {
+		times = timestamps{first: int64(be.Uint64(raw[35:])), fixed: true}
+	}
 	if last < base || count < 0 {
-		return fmt.Errorf("it claims offsets up to %d and %d records", last, count)
+		err = fmt.Errorf("it claims offsets up to %d and %d records", last, count)
+		last = max(base, last)
 	}
 	if last < d.position {
 		return nil
@@ -204,24 +222,65 @@ func (d *decoder) batch(raw []byte, verified bool) error {
 		d.position = last + 1
 		return nil
 	}
-	times := timestamps{first: int64(be.Uint64(raw[27:]))}
-	if attributes&attrAppendTime != 0 {
-		times = timestamps{first: int64(be.Uint64(raw[35:])), fixed: true}
+	if err == nil {
+		set := &recordSet{next: base, base: base, last: last, count: count, times: times}
+		if codec := compress.Compression(attributes & attrCodec); codec == compress.None {
+			err = d.plain(raw[batchHeader:], set)
+		} else {
+			err = d.compressed(codec, raw[batchHeader:], set)
+		}
 	}
-	var err error
-	if codec := compress.Compression(attributes & attrCodec); codec == compress.None {
-		err = d.plain(raw[batchHeader:], base, last, count, times)
-	} else {
-		err = d.compressed(codec, raw[batchHeader:], base, last, count, times)
-	}
-	if errors.Is(err, errTooLarge) {
-		err = d.oversized(base, last, int64(len(raw)))
-	}
-	if err != nil {
+	return d.end(err, raw, base, last, times.of(0))
+}
+
+// end passes what is left of a batch whose checksum is right: nothing, or what
+// err says of it.
+func (d *decoder) end(err error, raw []byte, base, last int64, at time.Time) error {
+	switch {
+	case err == nil:
+		d.position = last + 1
+		return nil
+	case is[*takeError](err):
 		return err
+	case errors.Is(err, errTooLarge):
+		return d.pass(base, last, Message{Time: at, Oversized: int64(len(raw))})
 	}
-	d.position = last + 1
-	return nil
+	from := max(base, d.position)
+	err = fmt.Errorf("offsets %d to %d of the record batch at offset %d cannot be read: %w", from, last, base, err)
+	return d.pass(base, last, Message{Time: at, Err: err})
+}
+
+// pass delivers the offsets from base to last that have not been seen as one
+// message: a batch of a few bytes may claim two billion.
+func (d *decoder) pass(base, last int64, m Message) error {
+	m.Offset = max(base, d.position)
+	m.More = last - m.Offset
+	if m.More < 0 {
+		return nil
+	}
+	return d.give(m, 0)
+}
+
+// A recordSet is what the header of a batch says of its records.
+type recordSet struct {
+	base, last int64 // offsets
+	next       int64 // the least offset that the next record may have
+	count      int64
+	times      timestamps
+}
+
+// place reads what a record begins with: its time and offset.
+func (s *recordSet) place(f *fields) (Message, error) {
+	f.skip(1) // attributes: none are defined
+	m := Message{Time: s.times.of(f.varint()), Offset: s.base + f.varint()}
+	if f.err != nil {
+		return m, f.err
+	}
+	if m.Offset < s.next || m.Offset > s.last {
+		return m, fmt.Errorf("its offset %d is not between %d and %d", m.Offset, s.next, s.last)
+	}
+	s.next = m.Offset + 1
+	return m, nil
 }
 
 // timestamps computes a record's time from the batch's.
@@ -250,23 +309,27 @@ func abortMarker(payload []byte) bool {
 }
 
 // plain reads the records where they lie.
-func (d *decoder) plain(payload []byte, base, last, count int64, times timestamps) error {
+func (d *decoder) plain(payload []byte, set *recordSet) error {
 	f := fields{b: payload}
-	for i := range count {
+	for i := range set.count {
 		one := f.bytes(f.varint())
-		if f.err != nil {
-			return fmt.Errorf("record %d of %d: %w", i+1, count, f.err)
+		err := f.err
+		if err == nil {
+			err = d.record(one, set, d.arena)
 		}
-		if err := d.record(one, base, last, times); err != nil {
-			return fmt.Errorf("record %d of %d: %w", i+1, count, err)
+		if err != nil {
+			return fmt.Errorf("record %d of %d: %w", i+1, set.count, err)
 		}
+	}
+	if len(f.b) > 0 {
+		return fmt.Errorf("%d bytes follow its %d records", len(f.b), set.count)
 	}
 	return nil
 }
 
 // compressed reads the records one by one from the decompressor, and never
 // holds more of them than a batch: a small record batch may unfold to very much.
-func (d *decoder) compressed(codec compress.Compression, payload []byte, base, last, count int64, times timestamps) error {
+func (d *decoder) compressed(codec compress.Compression, payload []byte, set *recordSet) error {
 	plain, err := decompress(codec, payload)
 	if err != nil {
 		return err
@@ -275,7 +338,8 @@ func (d *decoder) compressed(codec compress.Compression, payload []byte, base, l
 	in := bufio.NewReaderSize(plain, 32<<10)
 	// Beyond it are the offsets and the framing of the headers.
 	tooLong := int64(d.maxMessage) + 1<<16
-	for i := range count {
+	for i := range set.count {
+		before := d.arena
 		length, err := binary.ReadVarint(in)
 		if err == nil && length < 0 {
 			err = fmt.Errorf("length %d", length)
@@ -294,40 +358,38 @@ func (d *decoder) compressed(codec compress.Compression, payload []byte, base, l
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("decompress record %d of %d (%v): %w", i+1, count, codec, decompressError(err))
+			return fmt.Errorf("decompress record %d of %d (%v): %w", i+1, set.count, codec, decompressError(err))
 		}
 		if skipped == 0 {
-			err = d.record(one, base, last, times)
+			err = d.record(one, set, before)
 		} else {
-			f := fields{b: one}
-			f.skip(1)
-			at, offset := times.of(f.varint()), base+f.varint()
-			if err = f.err; err == nil && (offset < base || offset > last) {
-				err = fmt.Errorf("its offset %d is not between %d and %d", offset, base, last)
-			}
-			if err == nil && offset >= d.position {
-				err = d.give(Message{Offset: offset, Time: at, Oversized: length}, 0)
+			var m Message
+			if m, err = set.place(&fields{b: one}); err == nil {
+				err = d.deliver(m, int(length), before)
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("record %d of %d: %w", i+1, count, err)
+			return fmt.Errorf("record %d of %d: %w", i+1, set.count, err)
 		}
+	}
+	switch _, err := in.ReadByte(); {
+	case err == nil:
+		return fmt.Errorf("more follows its %d records", set.count)
+	case !errors.Is(err, io.EOF):
+		return fmt.Errorf("decompress what follows its %d records (%v): %w", set.count, codec, decompressError(err))
 	}
 	return nil
 }
 
-// record reads one record of version 2, without its length.
-func (d *decoder) record(b []byte, base, last int64, times timestamps) error {
+// record reads one record of version 2, without its length, and delivers it.
+// before is the arena before anything was taken for it.
+func (d *decoder) record(b []byte, set *recordSet, before arena) error {
 	f := fields{b: b}
-	f.skip(1) // attributes: none are defined
-	at, offset := times.of(f.varint()), base+f.varint()
-	if f.err == nil && (offset < base || offset > last) {
-		return fmt.Errorf("its offset %d is not between %d and %d", offset, base, last)
+	m, err := set.place(&f)
+	if err != nil || m.Offset < d.position {
+		d.arena.giveBack(before)
+		return err
 	}
-	if offset < d.position {
-		return f.err
-	}
-	m := Message{Offset: offset, Time: at}
 	m.Key = f.bytes(f.varint())
 	m.Value = f.bytes(f.varint())
 	size := len(m.Key) + len(m.Value)
@@ -335,67 +397,85 @@ func (d *decoder) record(b []byte, base, last int64, times timestamps) error {
 		if headers < 0 || headers > int64(len(f.b)/2) {
 			return fmt.Errorf("it claims %d headers in %d bytes", headers, len(f.b))
 		}
+		if size += int(headers) * headerMemory; size > d.maxMessage {
+			return d.deliver(m, size, before)
+		}
 		m.Headers = d.arena.takeHeaders(int(headers))
 		for i := range m.Headers {
-			m.Headers[i].Key = d.arena.word(f.bytes(f.varint()))
+			n := f.varint()
+			if n < 0 {
+				return fmt.Errorf("the key of header %d of %d has length %d", i+1, headers, n)
+			}
+			m.Headers[i].Key = d.arena.word(f.bytes(n))
 			m.Headers[i].Value = f.bytes(f.varint())
 			size += len(m.Headers[i].Key) + len(m.Headers[i].Value)
 		}
 	}
+	if f.err == nil && len(f.b) > 0 {
+		f.err = fmt.Errorf("it claims %d bytes, and has %d", len(b), len(b)-len(f.b))
+	}
 	if f.err != nil {
 		return f.err
 	}
-	return d.deliver(m, size)
+	return d.deliver(m, size, before)
 }
 
-// deliver replaces a message that is too large.
-func (d *decoder) deliver(m Message, size int) error {
+// deliver gives a message that has not been seen. One that is too large is
+// replaced, and the memory that was taken for it given back.
+func (d *decoder) deliver(m Message, size int, before arena) error {
+	if m.Offset < d.position {
+		d.arena.giveBack(before)
+		return nil
+	}
 	if size > d.maxMessage {
+		d.arena.giveBack(before)
 		m, size = Message{Offset: m.Offset, Time: m.Time, Oversized: int64(size)}, 0
 	}
 	return d.give(m, size)
 }
 
 func (d *decoder) give(m Message, size int) error {
-	d.position = m.Offset + 1
-	return d.take(m, size)
-}
-
-// oversized delivers the offsets of a batch that cannot be held in memory.
-func (d *decoder) oversized(base, last, size int64) error {
-	for offset := max(base, d.position); offset <= last; offset++ {
-		if err := d.give(Message{Offset: offset, Oversized: size}, 0); err != nil {
-			return err
-		}
+	d.position = m.Offset + m.More + 1
+	if err := d.take(m, size); err != nil {
+		return &takeError{err}
 	}
-	d.position = last + 1
 	return nil
 }
 
 // message reads a message of version 0 or 1.
 func (d *decoder) message(raw []byte) error {
-	offset, at, codec, key, value, err := parseMessage(raw)
-	if err != nil || offset < d.position {
+	if err := messageSum(raw); err != nil {
 		return err
 	}
-	if codec == compress.None {
-		if err := d.deliver(Message{Offset: offset, Time: at, Key: key, Value: value}, len(key)+len(value)); err != nil {
-			return err
-		}
-		d.position = offset + 1
+	offset, at, codec, key, value, err := parseMessage(raw)
+	if offset < d.position {
 		return nil
 	}
-	set, err := decompressAll(codec, value)
-	if errors.Is(err, errTooLarge) {
-		return d.oversized(offset, offset, int64(len(raw)))
+	first := offset
+	switch {
+	case err != nil:
+	case codec == compress.None:
+		err = d.deliver(Message{Offset: offset, Time: at, Key: key, Value: value}, len(key)+len(value), d.arena)
+	default:
+		first = d.position // offset is that of the last
+		err = d.messageSet(raw[16], offset, codec, value)
 	}
+	return d.end(err, raw, first, offset, at)
+}
+
+// messageSet reads the messages that one with an offset holds, compressed.
+func (d *decoder) messageSet(version byte, offset int64, codec compress.Compression, value []byte) error {
+	set, err := decompressAll(codec, value)
 	if err != nil {
 		return fmt.Errorf("decompress (%v): %w", codec, err)
 	}
 	// In version 1 the inner offsets are relative, and the outer one is the last.
 	var inner [][]byte
 	final := int64(0)
-	for len(set) >= messageHeader {
+	for len(set) > 0 {
+		if len(set) < messageHeader {
+			return fmt.Errorf("message %d of a compressed set has %d bytes", len(inner)+1, len(set))
+		}
 		length := int64(int32(binary.BigEndian.Uint32(set[8:])))
 		if length < messageHeader-12 || 12+length > int64(len(set)) {
 			return fmt.Errorf("message %d of a compressed set has length %d", len(inner)+1, length)
@@ -405,10 +485,13 @@ func (d *decoder) message(raw []byte) error {
 		set = set[12+length:]
 	}
 	shift := int64(0)
-	if raw[16] == 1 {
+	if version == 1 {
 		shift = offset - final
 	}
 	for _, one := range inner {
+		if err := messageSum(one); err != nil {
+			return err
+		}
 		at, when, codec, key, value, err := parseMessage(one)
 		if err != nil {
 			return err
@@ -419,23 +502,23 @@ func (d *decoder) message(raw []byte) error {
 		if at += shift; at > offset {
 			return fmt.Errorf("a compressed set up to offset %d holds offset %d", offset, at)
 		}
-		if at < d.position {
-			continue
-		}
-		if err := d.deliver(Message{Offset: at, Time: when, Key: key, Value: value}, len(key)+len(value)); err != nil {
+		if err := d.deliver(Message{Offset: at, Time: when, Key: key, Value: value}, len(key)+len(value), d.arena); err != nil {
 			return err
 		}
 	}
-	d.position = offset + 1
+	return nil
+}
+
+// messageSum checks the checksum of a message of version 0 or 1.
+func messageSum(raw []byte) error {
+	if found, computed := binary.BigEndian.Uint32(raw[12:]), crc32.ChecksumIEEE(raw[16:]); found != computed {
+		return fmt.Errorf("the checksum of the message is %08x, and its bytes have %08x: it was damaged in the log or on the way", found, computed)
+	}
 	return nil
 }
 
 func parseMessage(raw []byte) (offset int64, at time.Time, codec compress.Compression, key, value []byte, err error) {
-	be := binary.BigEndian
-	offset = int64(be.Uint64(raw))
-	if found, computed := be.Uint32(raw[12:]), crc32.ChecksumIEEE(raw[16:]); found != computed {
-		return offset, at, 0, nil, nil, fmt.Errorf("the checksum of the message is %08x, and its bytes have %08x: it was damaged in the log or on the way", found, computed)
-	}
+	offset = int64(binary.BigEndian.Uint64(raw))
 	codec = compress.Compression(raw[17] & attrCodec)
 	f := fields{b: raw[18:]}
 	if raw[16] == 1 {
@@ -591,12 +674,13 @@ func (f *fields) number(n int) uint64 {
 	return v
 }
 
-// bytes takes n bytes; -1 means null.
+// bytes takes n bytes. -1 means null, and so does any other negative length: to
+// Kafka's own client, and to brokers, which let it pass.
 func (f *fields) bytes(n int64) []byte {
-	if f.err != nil || n == -1 {
+	if f.err != nil || n < 0 {
 		return nil
 	}
-	if n < 0 || n > int64(len(f.b)) {
+	if n > int64(len(f.b)) {
 		f.err = fmt.Errorf("a field claims %d bytes of %d", n, len(f.b))
 		return nil
 	}
@@ -617,6 +701,9 @@ type arena struct {
 
 func (a *arena) reset() { a.chunk, a.headers = a.chunk[:0], a.headers[:0] }
 
+// giveBack frees what was taken since before.
+func (a *arena) giveBack(before arena) { a.chunk, a.headers = before.chunk, before.headers }
+
 func (a *arena) take(n int) []byte {
 	start := len(a.chunk)
 	if cap(a.chunk)-start < n {
@@ -630,14 +717,21 @@ func (a *arena) take(n int) []byte {
 func (a *arena) takeHeaders(n int) []Header {
 	start := len(a.headers)
 	if cap(a.headers)-start < n {
-		a.headers = make([]Header, 0, max(n, 2*cap(a.headers), 64))
+		a.headers = make([]Header, 0, max(n, min(2*cap(a.headers), 16<<10), 64))
 		start = 0
 	}
 	a.headers = a.headers[:start+n]
 	return a.headers[start : start+n : start+n]
 }
 
+// longWord is the length of a header key that is not kept for the next record:
+// this one's limit does not count it there.
+const longWord = 64
+
 func (a *arena) word(b []byte) string {
+	if len(b) > longWord {
+		return string(b)
+	}
 	if w, ok := a.words[string(b)]; ok {
 		return w
 	}

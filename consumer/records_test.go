@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"math"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -29,6 +30,9 @@ type testBatch struct {
 	key        []byte
 	headers    []Header
 	count      int // claimed; by default the number of values
+	// longer is how much more than its length the first record claims.
+	longer int
+	after  []byte // what follows the records
 }
 
 func (b testBatch) encode(t testing.TB) []byte {
@@ -52,8 +56,13 @@ func (b testBatch) encode(t testing.TB) []byte {
 		for _, h := range b.headers {
 			one = bytesOf(bytesOf(one, []byte(h.Key)), h.Value)
 		}
-		payload = append(binary.AppendVarint(payload, int64(len(one))), one...)
+		claimed := len(one)
+		if i == 0 {
+			claimed += b.longer
+		}
+		payload = append(binary.AppendVarint(payload, int64(claimed)), one...)
 	}
+	payload = append(payload, b.after...)
 	if codec := compress.Compression(b.attributes & attrCodec); codec != compress.None {
 		payload = pack(t, codec, payload)
 	}
@@ -224,9 +233,16 @@ func TestDecodeLeavesOutWhatIsBeforeThePosition(t *testing.T) {
 func TestDecodePassesWhatCompactionLeft(t *testing.T) {
 	data := testBatch{base: 10, deltas: []int64{3, 7}, last: 9, values: make([][]byte, 2)}.encode(t)
 	data = append(data, testBatch{base: 20, last: 4}.encode(t)...)
+	end := int64(25)
+	for _, codec := range codecs { // that the batch had when it had records
+		empty := testBatch{base: end, last: 4}.encode(t)
+		empty[22] = byte(codec)
+		data = append(data, reseal(empty)...)
+		end += 5
+	}
 	got, next, err := collect(10, 10, data)
-	if want := []int64{13, 17}; err != nil || !reflect.DeepEqual(offsets(got), want) || next != 25 {
-		t.Errorf("%v, next %d, %v; want %v and 25", offsets(got), next, err, want)
+	if want := []int64{13, 17}; err != nil || !reflect.DeepEqual(offsets(got), want) || next != end {
+		t.Errorf("%v, next %d, %v; want %v and %d", offsets(got), next, err, want, end)
 	}
 }
 
@@ -294,6 +310,95 @@ func TestDecodeDoesNotHoldACompressionBomb(t *testing.T) {
 	}
 }
 
+// held decodes as a reader does that flushes a batch of limit bytes, and returns
+// the most memory that was held at a flush, and the messages.
+func held(t *testing.T, maxMessage, limit int, data []byte) (most uint64, messages []Message) {
+	t.Helper()
+	memory := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before, size := memory(), 0
+	d := &decoder{maxMessage: maxMessage}
+	var batch []Message
+	flush := func() {
+		now := memory()
+		most = max(most, now-min(before, now))
+		for _, m := range batch {
+			messages = append(messages, Message{Offset: m.Offset, Oversized: m.Oversized, Err: m.Err})
+		}
+		batch, size = batch[:0], 0
+		d.arena.reset()
+	}
+	d.take = func(m Message, n int) error {
+		batch = append(batch, m)
+		if size += n; size >= limit {
+			flush()
+		}
+		return nil
+	}
+	if err := d.decode(data, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	flush()
+	runtime.KeepAlive(data)
+	return most, messages
+}
+
+// A header takes two bytes in the log, before compression, and 40 in memory.
+func TestDecodeCountsTheMemoryOfHeaders(t *testing.T) {
+	values := make([][]byte, 16)
+	for headers, oversized := range map[int]bool{20_000: false, 500_000: true} {
+		for _, codec := range []compress.Compression{compress.None, compress.Zstd} {
+			data := testBatch{attributes: uint16(codec), values: values, headers: make([]Header, headers)}.encode(t)
+			most, got := held(t, 1<<20, 1<<20, data)
+			if len(got) != 16 || (got[0].Oversized > 1<<20) != oversized || got[15].Err != nil {
+				t.Errorf("%d headers (%v): %+v", headers, codec, got)
+			}
+			if most > 16<<20 { // the window of zstd is among it
+				t.Errorf("%d headers (%v): %d MB were held", headers, codec, most>>20)
+			}
+		}
+	}
+}
+
+// What was taken for a record that is too large is not held by the small one
+// that comes after it.
+func TestDecodeHoldsNothingOfOversizedRecords(t *testing.T) {
+	const maxMessage = 4 << 20
+	var values [][]byte
+	for range 8 {
+		values = append(values, []byte("tiny"), make([]byte, maxMessage+100))
+	}
+	data := testBatch{attributes: uint16(compress.Zstd), values: values}.encode(t)
+	values = nil
+	most, got := held(t, maxMessage, 1<<20, data)
+	if len(got) != 16 || got[0].Oversized != 0 || got[1].Oversized != maxMessage+100 {
+		t.Errorf("%+v", got)
+	}
+	if most > 3*maxMessage {
+		t.Errorf("%d MB were held", most>>20)
+	}
+}
+
+// The keys of headers are few, and kept: but not those that are long.
+func TestDecodeKeepsNoLongKeysOfHeaders(t *testing.T) {
+	var data []byte
+	for i := range 200 {
+		key := fmt.Sprint(i, strings.Repeat("k", 64<<10))
+		data = append(data, testBatch{base: int64(i), values: make([][]byte, 1), headers: []Header{{Key: key}}}.encode(t)...)
+	}
+	most, got := held(t, 1<<20, 1<<20, data)
+	if len(got) != 200 || got[199].Oversized != 0 {
+		t.Errorf("%+v", got)
+	}
+	if most > 4<<20 {
+		t.Errorf("%d MB were held", most>>20)
+	}
+}
+
 func TestDecodeLeavesACutBatch(t *testing.T) {
 	whole := testBatch{base: 1, values: make([][]byte, 3)}.encode(t)
 	second := testBatch{base: 4, values: make([][]byte, 3)}.encode(t)
@@ -312,17 +417,10 @@ func TestDecodeRefuses(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"a flipped bit":          {change(70, 'X'), "the record batch at offset 77: its checksum is "},
-		"another version":        {change(16, 9), "the record batch at offset 77: version 9, expected 0, 1 or 2"},
-		"a negative length":      {change(8, 0xff, 0xff, 0xff, 0xff), "the record batch at offset 77 has length -1"},
-		"a short batch":          {change(8, 0, 0, 0, 20)[:32], "the record batch at offset 77: 32 bytes, expected at least 61"},
-		"a negative count":       {reseal(change(57, 0xff, 0xff, 0xff, 0xff)), "the record batch at offset 77: it claims offsets up to 77 and -1 records"},
-		"offsets backwards":      {reseal(change(23, 0xff, 0xff, 0xff, 0xff)), "the record batch at offset 77: it claims offsets up to 76 and 1 records"},
-		"too many records":       {testBatch{base: 77, count: math.MaxInt32, values: [][]byte{nil}}.encode(t), "the record batch at offset 77: record 2 of 2147483647: unexpected EOF"},
-		"an offset out of it":    {testBatch{base: 77, deltas: []int64{-2}, values: [][]byte{nil}}.encode(t), "the record batch at offset 77: record 1 of 1: its offset 75 is not between 77 and 77"},
-		"no such codec":          {reseal(change(22, 5)), "the record batch at offset 77: compression codec 5, expected 1 to 4"},
-		"not gzip":               {reseal(change(22, 1)), "the record batch at offset 77: decompress record 1 of 1 (gzip): "},
-		"a value beyond its end": {reseal(change(66, 0x7e)), "the record batch at offset 77: record 1 of 1: a field claims 63 bytes of 6"},
+		"a flipped bit":     {change(70, 'X'), "the record batch at offset 77: its checksum is "},
+		"another version":   {change(16, 9, 'X'), "the record batch at offset 77: version 9, expected 0, 1 or 2"},
+		"a negative length": {change(8, 0xff, 0xff, 0xff, 0xff), "the record batch at offset 77 has length -1"},
+		"a short batch":     {change(8, 0, 0, 0, 20)[:32], "the record batch at offset 77: 32 bytes, expected at least 61"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, _, err := collect(0, 100, c.data)
@@ -330,6 +428,105 @@ func TestDecodeRefuses(t *testing.T) {
 				t.Errorf("%d messages, error %v\nwant %s", len(got), err, c.want)
 			}
 		})
+	}
+}
+
+// What was sent with a right checksum does not become readable by reading it
+// again: it is told, with its offsets, and what follows is read.
+func TestDecodePassesWhatCannotBeRead(t *testing.T) {
+	three := [][]byte{[]byte("one"), []byte("two"), []byte("three")}
+	good := func() []byte { return testBatch{base: 77, values: three}.encode(t) }
+	change := func(at int, b ...byte) []byte { data := good(); copy(data[at:], b); return reseal(data) }
+	zstd := uint16(compress.Zstd)
+	inner := legacy(1, 1, 0, 0, nil, []byte("two"))
+	inner[len(inner)-1] ^= 1
+	set := append(legacy(1, 0, 0, 0, nil, []byte("one")), inner...)
+	for name, c := range map[string]struct {
+		data []byte
+		from int64 // the first offset that cannot be read
+		last int64
+		want string
+	}{
+		"another version":                {change(16, 9), 77, 79, "version 9, expected 0, 1 or 2"},
+		"a negative count":               {change(57, 0xff, 0xff, 0xff, 0xff), 77, 79, "it claims offsets up to 79 and -1 records"},
+		"offsets backwards":              {change(23, 0xff, 0xff, 0xff, 0xff), 77, 77, "it claims offsets up to 76 and 3 records"},
+		"too many records":               {testBatch{base: 77, count: math.MaxInt32, values: three, last: math.MaxInt32 - 1}.encode(t), 80, 77 + math.MaxInt32 - 1, "record 4 of 2147483647: unexpected EOF"},
+		"too many records in zstd":       {testBatch{base: 77, count: 5, values: three, last: 4, attributes: zstd}.encode(t), 80, 81, "decompress record 4 of 5 (zstd): unexpected EOF"},
+		"too few":                        {testBatch{base: 77, count: 1, values: three}.encode(t), 78, 79, "22 bytes follow its 1 records"},
+		"too few in zstd":                {testBatch{base: 77, count: 1, values: three, attributes: zstd}.encode(t), 78, 79, "more follows its 1 records"},
+		"an offset before it":            {testBatch{base: 77, deltas: []int64{-2}, last: 1, values: [][]byte{nil}}.encode(t), 77, 78, "record 1 of 1: its offset 75 is not between 77 and 78"},
+		"an offset twice":                {testBatch{base: 77, deltas: []int64{0, 0, 1}, values: three}.encode(t), 78, 78, "record 2 of 3: its offset 77 is not between 78 and 78"},
+		"no such codec":                  {change(22, 5), 77, 79, "compression codec 5, expected 1 to 4"},
+		"not gzip":                       {change(22, 1), 77, 79, "decompress record 1 of 3 (gzip): "},
+		"a value beyond its end":         {change(66, 0x7e), 77, 79, "record 1 of 3: a field claims 63 bytes of "},
+		"a record that is too short":     {testBatch{base: 77, longer: -3, values: three}.encode(t), 77, 79, "record 1 of 3: a field claims 3 bytes of 1"},
+		"a record that is too long":      {testBatch{base: 77, longer: 3, values: three}.encode(t), 77, 79, "record 1 of 3: it claims 12 bytes, and has 9"},
+		"the same in zstd, too short":    {testBatch{base: 77, longer: -3, values: three, attributes: zstd}.encode(t), 77, 79, "record 1 of 3: a field claims 3 bytes of 1"},
+		"the same in zstd, too long":     {testBatch{base: 77, longer: 3, values: three, attributes: zstd}.encode(t), 77, 79, "record 1 of 3: it claims 12 bytes, and has 9"},
+		"a header without a name":        {testBatch{base: 77, values: three[:1], headers: []Header{{}}, last: 0}.namelessHeader(t), 77, 77, "record 1 of 1: the key of header 1 of 1 has length -1"},
+		"a message set, damaged within":  {legacy(1, 78, 0, compress.Gzip, nil, pack(t, compress.Gzip, set)), 78, 78, "the checksum of the message is "},
+		"a message set that isn't one":   {legacy(0, 78, 0, compress.Gzip, nil, []byte("gzip?")), 77, 78, "decompress (gzip): "},
+		"a message longer than it is":    {legacyLonger(78), 78, 78, "a field claims 100 bytes of 5"},
+		"a message set with what is not": {legacy(1, 78, 0, compress.Gzip, nil, pack(t, compress.Gzip, append(legacy(1, 0, 0, 0, nil, []byte("one")), "more"...))), 77, 78, "message 2 of a compressed set has 4 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			after := testBatch{base: c.last + 1, values: [][]byte{[]byte("after")}}.encode(t)
+			got, next, err := collect(77, 100, append(c.data, after...))
+			if err != nil || next != c.last+2 || len(got) < 2 {
+				t.Fatalf("%d messages, next %d, %v; want %d next", len(got), next, err, c.last+2)
+			}
+			if last := got[len(got)-1]; string(last.Value) != "after" || last.Offset != c.last+1 {
+				t.Errorf("the next batch has %+v", last)
+			}
+			bad := got[len(got)-2]
+			if bad.Offset != c.from || bad.Offset+bad.More != c.last || bad.Err == nil || bad.Value != nil || bad.Oversized != 0 {
+				t.Fatalf("%+v; want offsets %d to %d", bad, c.from, c.last)
+			}
+			if text := bad.Err.Error(); !strings.HasPrefix(text, fmt.Sprintf("offsets %d to %d of the record batch at offset ", c.from, c.last)) || !strings.Contains(text, " cannot be read: "+c.want) {
+				t.Errorf("error %s\nwant %s", text, c.want)
+			}
+			for i, m := range got[:len(got)-2] {
+				if m.Err != nil || m.Offset != 77+int64(i) || m.More != 0 {
+					t.Errorf("before it: %+v", m)
+				}
+			}
+		})
+	}
+}
+
+// namelessHeader encodes a batch of one record with one header, whose key is null.
+func (b testBatch) namelessHeader(t testing.TB) []byte {
+	data := b.encode(t)
+	data[len(data)-2] = 1 // a varint, -1
+	return reseal(data)
+}
+
+// legacyLonger encodes a message whose value claims more than there is.
+func legacyLonger(offset int64) []byte {
+	data := legacy(0, offset, 0, 0, nil, []byte("value"))
+	binary.BigEndian.PutUint32(data[len(data)-9:], 100)
+	binary.BigEndian.PutUint32(data[12:], crc32.ChecksumIEEE(data[16:]))
+	return data
+}
+
+// A batch that a transaction aborted is no loss, whatever is in it.
+func TestDecodeLeavesOutWhatCannotBeReadOfAnAbortedTransaction(t *testing.T) {
+	data := testBatch{base: 5, longer: 3, attributes: attrTransactional, producer: 7, values: make([][]byte, 2)}.encode(t)
+	got, next, err := collect(5, 10, data, abortedTransaction{producer: 7, first: 5})
+	if err != nil || len(got) != 0 || next != 7 {
+		t.Errorf("%v, next %d, %v; want none and 7", got, next, err)
+	}
+}
+
+// Kafka's own client takes any negative length for null, and so do brokers.
+func TestDecodeTakesNegativeLengthsForNull(t *testing.T) {
+	data := testBatch{base: 5, values: [][]byte{nil, []byte("value")}}.encode(t)
+	for i, at := range []int{batchHeader + 4, batchHeader + 5, batchHeader + 7 + 4} { // key, value, the second's key
+		data[at] = byte(2*(i+2) - 1) // -2, -3, -4
+	}
+	got, next, err := collect(5, 10, reseal(data))
+	if err != nil || len(got) != 2 || next != 7 || got[0].Key != nil || got[0].Value != nil || got[0].Err != nil || got[1].Key != nil || string(got[1].Value) != "value" {
+		t.Errorf("%+v, next %d, %v", got, next, err)
 	}
 }
 
@@ -402,34 +599,58 @@ func FuzzDecode(f *testing.F) {
 		f.Add(testBatch{base: 3, attributes: uint16(codec), key: []byte("k"), values: [][]byte{[]byte("one"), nil}, headers: []Header{{Key: "h"}}}.encode(f), int64(0))
 	}
 	f.Add(legacy(1, 9, 0, compress.Gzip, nil, pack(f, compress.Gzip, legacy(1, 0, 0, 0, nil, []byte("one")))), int64(0))
+	for _, codec := range []compress.Compression{compress.None, compress.Zstd} {
+		for _, b := range []testBatch{
+			{longer: 3}, {longer: -3}, {last: math.MaxInt32 - 1, count: math.MaxInt32}, {count: 1}, {deltas: []int64{0, 0}}, {after: []byte("more")},
+			{headers: make([]Header, 200)}, {key: make([]byte, 1<<10)},
+		} {
+			b.base, b.attributes, b.values = 3, uint16(codec), [][]byte{[]byte("one"), nil}
+			f.Add(b.encode(f), int64(0))
+		}
+	}
 	f.Fuzz(func(t *testing.T, data []byte, position int64) {
 		// A fuzzer does not hit a checksum: seal what has the shape of a batch.
-		if len(data) > batchHeader && data[16] == 2 {
+		if len(data) >= batchHeader && data[16] >= 2 {
 			reseal(data)
 		} else if len(data) > messageHeader {
 			binary.BigEndian.PutUint32(data[12:], crc32.ChecksumIEEE(data[16:]))
 		}
 		d := &decoder{position: position, maxMessage: 1 << 10}
 		last, n := int64(math.MinInt64), 0
+		failed := false
 		var first []Message
 		stop := errors.New("enough")
 		d.take = func(m Message, _ int) error {
-			if m.Offset < last {
+			if n > 0 && m.Offset <= last {
 				t.Fatalf("offset %d after %d", m.Offset, last)
 			}
-			if len(m.Key)+len(m.Value) > 1<<10 {
-				t.Fatalf("%d bytes, and at most %d were allowed", len(m.Key)+len(m.Value), 1<<10)
+			if size := len(m.Key) + len(m.Value) + headerMemory*len(m.Headers); size > 1<<10 {
+				t.Fatalf("%d bytes, and at most %d were allowed", size, 1<<10)
 			}
-			if n < 10 && m.Oversized == 0 {
+			if m.More < 0 || (m.Oversized > 0 || m.Err != nil) && (m.Key != nil || m.Value != nil || m.Headers != nil) {
+				t.Fatalf("what was not read has %+v", m)
+			}
+			if n < 10 && m.Oversized == 0 && m.Err == nil {
 				first = append(first, Message{Offset: m.Offset, Key: bytes.Clone(m.Key), Value: bytes.Clone(m.Value), Headers: cloneHeaders(m.Headers)})
 			}
-			if last = m.Offset; n > 10_000 {
+			if last = m.Offset + m.More; n > 10_000 {
+				failed = true
 				return stop
 			}
 			n++
 			return nil
 		}
-		_ = d.decode(data, verified(data, 64), nil)
+		err := d.decode(data, verified(data, 64), nil)
+		if failed != errors.Is(err, stop) {
+			t.Fatalf("take failed: %v, and decode says %v", failed, err)
+		}
+		if whole := len(data) >= batchHeader && data[16] >= 2 && int64(int32(binary.BigEndian.Uint32(data[8:])))+12 == int64(len(data)); whole && !failed {
+			// One batch with the right checksum blocks nothing.
+			base := int64(binary.BigEndian.Uint64(data))
+			if far := base < 0 || base > 1<<62; !far && (err != nil || d.position <= base) {
+				t.Fatalf("the batch at offset %d is not passed: position %d, %v", base, d.position, err)
+			}
+		}
 		for _, m := range first {
 			batch := testBatch{base: m.Offset, key: m.Key, values: [][]byte{m.Value}, headers: m.Headers}.encode(t)
 			got, _, err := collect(m.Offset, 1<<10, batch)

@@ -20,11 +20,18 @@ type Message struct {
 	Key     []byte
 	Value   []byte
 	Headers []Header
-	// Oversized is zero, or the number of bytes that the record (or the whole
-	// record batch, where even that is larger than what is held in memory) has
-	// in the log. Then it is larger than Config.MaxMessageBytes: Key, Value and
-	// Headers are nil, and the handler has to account for the offset.
+	// Oversized is zero, or the number of bytes that the record takes (or the
+	// whole record batch has in the log, where even that is larger than what is
+	// held in memory). Then it is larger than Config.MaxMessageBytes: Key, Value
+	// and Headers are nil, and the handler has to account for the offset.
 	Oversized int64
+	// Err is nil, or why what is left of a record batch cannot be read, though its
+	// bytes are those that were sent. Key, Value and Headers are nil then too, and
+	// the handler has to account for the offsets.
+	Err error
+	// More is how many offsets after Offset the message stands for too, where
+	// Oversized or Err are those of a record batch; else 0.
+	More int64
 }
 
 // Header returns the value of the first header of that name, or nil.
@@ -76,10 +83,10 @@ type Config struct {
 	MaxBytes   int
 	// MaxWait is how long a broker may hold a fetch while there is nothing to read.
 	MaxWait time.Duration
-	// MaxMessageBytes bounds key, value and headers of one record together. A
-	// larger record is delivered as Message.Oversized, without its bytes. So is
-	// every record of a record batch that has more than 64 MiB (or than
-	// MaxMessageBytes, where that is more) in the log.
+	// MaxMessageBytes bounds key, value and headers of one record together, with
+	// 40 bytes of memory for each header. A larger record is delivered as
+	// Message.Oversized, without its bytes. So is, as one, a record batch that has
+	// more than 64 MiB (or than MaxMessageBytes, where that is more) in the log.
 	MaxMessageBytes int
 	// SessionTimeout is how long the group waits for a heartbeat before it gives
 	// the partitions to other members. Zero means 30 s.

@@ -17,6 +17,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
 )
 
@@ -147,18 +148,18 @@ func FuzzResponse(f *testing.F) {
 	})
 }
 
-// A batch that isn't held in memory is accounted for, and passed; one that was
-// aborted is passed only.
+// A batch that isn't held in memory is accounted for, once, and passed; one that
+// was aborted is passed only.
 func TestFetchDeliversTheOffsetsOfABatchThatIsTooLarge(t *testing.T) {
 	header := testBatch{base: 40, attributes: attrTransactional, producer: 7, values: make([][]byte, 4)}.encode(t)[:batchHeader]
 	for name, c := range map[string]struct {
 		aborted []abortedTransaction
 		want    []int64
 	}{
-		"committed":           {nil, []int64{41, 42, 43}},
+		"committed":           {nil, []int64{41}},
 		"aborted":             {[]abortedTransaction{{producer: 7, first: 38}}, []int64{}},
-		"of another producer": {[]abortedTransaction{{producer: 8, first: 38}}, []int64{41, 42, 43}},
-		"a later transaction": {[]abortedTransaction{{producer: 7, first: 44}}, []int64{41, 42, 43}},
+		"of another producer": {[]abortedTransaction{{producer: 8, first: 38}}, []int64{41}},
+		"a later transaction": {[]abortedTransaction{{producer: 7, first: 44}}, []int64{41}},
 	} {
 		d := &decoder{position: 41}
 		got := []Message{}
@@ -170,8 +171,8 @@ func TestFetchDeliversTheOffsetsOfABatchThatIsTooLarge(t *testing.T) {
 			t.Errorf("%s: offsets %v, position %d; want %v and 44", name, offsets(got), d.position, c.want)
 		}
 		for _, m := range got {
-			if m.Oversized != 1<<30 {
-				t.Errorf("%s: offset %d has %d bytes", name, m.Offset, m.Oversized)
+			if m.Oversized != 1<<30 || m.More != 2 {
+				t.Errorf("%s: offset %d and %d more have %d bytes", name, m.Offset, m.More, m.Oversized)
 			}
 		}
 	}
@@ -183,6 +184,96 @@ func TestFetchRefusesABatchThatIsTooLargeAndEndsBeforeItBegins(t *testing.T) {
 	d := &decoder{position: 41, take: func(Message, int) error { return nil }}
 	if err := d.tooLarge(header, 1<<30, nil); err == nil || d.position != 41 {
 		t.Errorf("error %v, position %d; want one and 41", err, d.position)
+	}
+}
+
+// responding returns a reader at an offset of a broker that answers every fetch
+// with the records that answer returns for that offset.
+func responding(t *testing.T, position int64, answer func(offset int64) []byte) *reader {
+	t.Helper()
+	broker := kafkatest.Start(t, kfake.SeedTopics(1, "t"))
+	broker.Cluster.ControlKey(int16(kmsg.Fetch), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		broker.Cluster.KeepControl()
+		response := request.ResponseKind().(*kmsg.FetchResponse)
+		partition := kmsg.NewFetchResponseTopicPartition()
+		partition.HighWatermark, partition.LastStableOffset = 100, 100
+		partition.RecordBatches = answer(request.(*kmsg.FetchRequest).Topics[0].Partitions[0].FetchOffset)
+		topic := kmsg.NewFetchResponseTopic()
+		topic.Topic, topic.Partitions = "t", []kmsg.FetchResponseTopicPartition{partition}
+		response.Topics = []kmsg.FetchResponseTopic{topic}
+		return response, nil, true
+	})
+	conn, err := kafkaconn.New(kafkaconn.Config{Brokers: []string{broker.Address}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	return &reader{conn: conn, topic: "t", position: position, maxRecords: 10, maxBytes: 1 << 20, maxMessage: 1000, maxWait: 10 * time.Millisecond}
+}
+
+// What comes before a damaged batch is handed on at once. The batch is asked for
+// again, since it may have been damaged on the way.
+func TestFetchHandsOnWhatIsBeforeDamage(t *testing.T) {
+	first := testBatch{base: 5, values: make([][]byte, 2)}.encode(t)
+	second := testBatch{base: 7, values: make([][]byte, 2)}.encode(t)
+	damaged := bytes.Clone(second)
+	damaged[len(damaged)-1] ^= 1
+	asked := []int64{}
+	r := responding(t, 5, func(offset int64) []byte {
+		asked = append(asked, offset)
+		if len(asked) == 1 {
+			return append(bytes.Clone(first), damaged...)
+		}
+		return second
+	})
+	var got []int64
+	emit := func(b *Batch, next int64) error { got = append(got, append(offsets(b.Messages), next)...); return nil }
+	if err := r.fetch(t.Context(), emit); err == nil || !strings.Contains(err.Error(), "read t[0] from offset 7: the record batch at offset 7: its checksum is ") {
+		t.Errorf("error %v", err)
+	}
+	if !slices.Equal(got, []int64{5, 6, 7}) || r.position != 7 {
+		t.Errorf("emitted %v, position %d; want 5 and 6, and then 7", got, r.position)
+	}
+	if err := r.fetch(t.Context(), emit); err != nil || !slices.Equal(got, []int64{5, 6, 7, 7, 8, 9}) || !slices.Equal(asked, []int64{5, 7}) {
+		t.Errorf("%v, emitted %v, asked for %v", err, got, asked)
+	}
+}
+
+// A batch that cannot be read is told once, and passed; of a range, what is in it.
+func TestFetchPassesWhatCannotBeRead(t *testing.T) {
+	data := testBatch{base: 5, values: make([][]byte, 2)}.encode(t)
+	data = append(data, testBatch{base: 7, longer: 3, values: make([][]byte, 5)}.encode(t)...)
+	data = append(data, testBatch{base: 12, values: make([][]byte, 2)}.encode(t)...)
+	for maxOffset, want := range map[int64]struct {
+		offsets []int64
+		more    int64
+		next    int64
+	}{0: {[]int64{5, 6, 7, 12, 13}, 4, 14}, 10: {[]int64{5, 6, 7}, 2, 10}, 7: {[]int64{5, 6}, 0, 7}} {
+		r := responding(t, 5, func(int64) []byte { return data })
+		r.maxOffset = maxOffset
+		var got []int64
+		more, records := int64(0), int64(0)
+		err := r.fetch(t.Context(), func(b *Batch, next int64) error {
+			got = append(got, offsets(b.Messages)...)
+			records += r.records
+			for _, m := range b.Messages {
+				more += m.More
+			}
+			return nil
+		})
+		if err != nil || !slices.Equal(got, want.offsets) || more != want.more || r.position != want.next || records != want.next-5 {
+			t.Errorf("up to %d: %v, offsets %v and %d more, %d records, position %d; want %+v", maxOffset, err, got, more, records, r.position, want)
+		}
+	}
+}
+
+// What a handler refuses is not taken for what cannot be read.
+func TestFetchPassesNothingThatWasRefused(t *testing.T) {
+	r := responding(t, 5, func(int64) []byte { return testBatch{base: 5, values: make([][]byte, 20)}.encode(t) })
+	refused, calls := errors.New("refused"), 0
+	err := r.fetch(t.Context(), func(*Batch, int64) error { calls++; return refused })
+	if !errors.Is(err, refused) || calls != 1 || r.position != 5 {
+		t.Errorf("%v after %d calls, position %d; want the error of the first, and 5", err, calls, r.position)
 	}
 }
 

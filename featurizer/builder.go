@@ -41,6 +41,7 @@ type Reason string
 
 const (
 	TooLarge       Reason = "too_large"
+	BadBatch       Reason = "bad_batch"
 	Empty          Reason = "empty"
 	UnknownCodec   Reason = "unknown_codec"
 	BadJSON        Reason = "bad_json"
@@ -52,7 +53,7 @@ const (
 )
 
 // Reasons are all of them.
-var Reasons = []Reason{TooLarge, Empty, UnknownCodec, BadJSON, BadArrow, WrongDimension, NoDirection}
+var Reasons = []Reason{TooLarge, BadBatch, Empty, UnknownCodec, BadJSON, BadArrow, WrongDimension, NoDirection}
 
 // A Message is what a topic holds. Its value is used as long as the record that it
 // becomes part of; the other slices are not kept.
@@ -61,6 +62,8 @@ type Message struct {
 	// Size is the length that the value had in the log where it was too large
 	// to be held, else 0.
 	Size int
+	// Err is nil, or why its bytes cannot be read from the log.
+	Err error
 	// Headers may be nil.
 	Headers   Headers
 	Time      time.Time
@@ -225,6 +228,9 @@ func asDecodeError(err error) *decodeError {
 }
 
 func (b *Builder) decode(m *Message) error {
+	if m.Err != nil {
+		return &decodeError{BadBatch, m.Err}
+	}
 	if size := max(m.Size, len(m.Value)); size > b.cfg.MaxMessageBytes {
 		return reject(TooLarge, "the message has %d bytes, at most %d are read", size, b.cfg.MaxMessageBytes)
 	}

@@ -62,7 +62,7 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	for i := range b.Messages {
 		msg := &b.Messages[i]
 		w.builder.Append(featurizer.Message{
-			Key: msg.Key, Value: msg.Value, Size: int(msg.Oversized), Headers: msg,
+			Key: msg.Key, Value: msg.Value, Size: int(msg.Oversized), Err: msg.Err, Headers: msg,
 			Time: msg.Time, Partition: int32(b.Partition), Offset: msg.Offset,
 		})
 	}
@@ -93,10 +93,11 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	}
 	start = m.metrics.stage(stagePublish, start)
 
+	deadLettered := int64(0)
 	if len(rejects) > 0 {
-		w.address(b, rejects)
+		deadLettered = w.address(b, rejects)
 		if err := m.sink.DeadLetter(ctx, b.Partition, w.letters); err != nil {
-			return fmt.Errorf("dead-letter %d records of %s[%d] from offset %d: %w", len(rejects), b.Topic, b.Partition, first, err)
+			return fmt.Errorf("dead-letter %d records of %s[%d] from offset %d: %w", deadLettered, b.Topic, b.Partition, first, err)
 		}
 		start = m.metrics.stage(stageDeadLetter, start)
 	}
@@ -112,7 +113,7 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	m.metrics.stage(stageDrift, start)
 	w.counts.take(&w.scores, len(now.predicted))
 	m.metrics.observe(now, &w.scores, &w.counts)
-	m.tally.add(time.Now(), now, &w.scores, &w.counts, len(rejects))
+	m.tally.add(time.Now(), now, &w.scores, &w.counts, deadLettered)
 	return nil
 }
 
@@ -153,8 +154,8 @@ func whyNoDirection(x []float32) error {
 
 // address makes the letters of the rejects, with the messages as they came. The
 // rejects of a message are put next to each other: the sink writes its bytes
-// once.
-func (w *worker) address(b *consumer.Batch, rejects []featurizer.Reject) {
+// once. It returns how many records they stand for.
+func (w *worker) address(b *consumer.Batch, rejects []featurizer.Reject) (records int64) {
 	slices.SortFunc(rejects, func(a, b featurizer.Reject) int {
 		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Row, b.Row))
 	})
@@ -166,10 +167,12 @@ func (w *worker) address(b *consumer.Batch, rejects []featurizer.Reject) {
 		}
 		msg := &b.Messages[at]
 		w.letters = append(w.letters, sink.Letter{
-			Topic: b.Topic, Partition: int32(b.Partition), Offset: r.Offset, Row: r.Row, Time: msg.Time,
+			Topic: b.Topic, Partition: int32(b.Partition), Offset: r.Offset, Row: r.Row, More: msg.More, Time: msg.Time,
 			Key: msg.Key, Value: msg.Value, Headers: msg.Headers, Reason: string(r.Reason), Err: r.Err,
 		})
+		records += 1 + msg.More
 	}
+	return records
 }
 
 // stage observes a stage that began at start, and returns the time now.

@@ -25,11 +25,13 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/array"
 	"github.com/apache/arrow/go/v15/arrow/ipc"
 	"github.com/apache/arrow/go/v15/arrow/memory"
+	"github.com/klauspost/compress/zstd"
 	"github.com/oodmon/oodmon/featurizer"
 	"github.com/oodmon/oodmon/internal/kafkatest"
 	"github.com/oodmon/oodmon/model"
 	"github.com/oodmon/oodmon/scorer"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"gorgonia.org/tensor"
 )
 
@@ -524,6 +526,85 @@ func TestHostileTextsBlockNothing(t *testing.T) {
 	}
 	if code, text := get(t, m, "/metrics"); code != http.StatusOK {
 		t.Errorf("metrics: %d %s", code, text)
+	}
+}
+
+// misframed returns a batch, of a kind that brokers take in, of records that claim
+// to be longer than they are, each by so many bytes.
+func misframed(value []byte, longer ...int) kmsg.RecordBatch {
+	var records []byte
+	for i, n := range longer {
+		one := kmsg.Record{OffsetDelta: int32(i), Key: []byte("bad"), Value: value}
+		one.Length = int32(len(one.AppendTo(nil)) - 1 + n) // without the length itself, of one byte
+		records = one.AppendTo(records)
+	}
+	const codecZstd = 4
+	return kmsg.RecordBatch{Attributes: codecZstd, NumRecords: int32(len(longer)), Records: zstd.EncodeTo(nil, records)}
+}
+
+// Brokers take in batches whose records cannot be read. They, and all that they
+// hold, are told, and what is around them is scored.
+func TestBatchesThatCannotBeReadBlockNothing(t *testing.T) {
+	for _, delivery := range []string{atLeastOnce, exactlyOnce} {
+		t.Run(delivery, func(t *testing.T) {
+			f := newFixture(t)
+			f.cfg.Output.Delivery = delivery
+			x := raw([]float32{1, 0, 0, 0, 0, 0, 0, 0})
+			good := func(key string) { f.Produce(&kgo.Record{Topic: input, Key: []byte(key), Value: x}) }
+			good("before")
+			f.ProduceBatch(input, 0, misframed(x, 0, -3, 0)) // the first is good
+			good("between")
+			f.ProduceBatch(input, 0, misframed(x, 3, 0))
+			good("after")
+			m, stop := f.run(t)
+			f.waitFor(t, m, 8)
+
+			var letters []*kgo.Record
+			kafkatest.Eventually(t, 60*time.Second, func() error { // the markers of a transaction come after its commit
+				letters = f.ReadAll(deadLetters)
+				if results := f.results(t); len(letters) < 2 || len(results) < 4 {
+					return fmt.Errorf("%d results and %d dead letters", len(results), len(letters))
+				}
+				return nil
+			})
+			var ids []string
+			for _, r := range f.results(t) {
+				ids = append(ids, fmt.Sprint(r.ID, " ", r.Offset))
+			}
+			if got := strings.Join(ids, ", "); got != "before 0, bad 1, between 4, after 7" {
+				t.Errorf("results %s", got)
+			}
+			if len(letters) != 2 {
+				t.Fatalf("%d dead letters, want 2", len(letters))
+			}
+			for i, want := range []struct{ offset, last, text string }{
+				{"2", "3", "offsets 2 to 3 of the record batch at offset 1 cannot be read: record 2 of 3: a field claims 32 bytes of 30"},
+				{"5", "6", "offsets 5 to 6 of the record batch at offset 5 cannot be read: record 1 of 2: it claims 44 bytes, and has 41"},
+			} {
+				r := letters[i]
+				if header(r, "oodmon-reason") != "bad_batch" || header(r, "oodmon-offset") != want.offset || header(r, "oodmon-last-offset") != want.last ||
+					header(r, "oodmon-error") != want.text || header(r, "oodmon-row") != "-1" || r.Key != nil || r.Value != nil {
+					t.Errorf("letter %d: %v", i, r.Headers)
+				}
+			}
+			_, text := get(t, m, "/metrics")
+			for series, want := range map[string]float64{
+				`oodmon_records_total{model="test"}`: 4, `oodmon_dead_letters_total{model="test",reason="bad_batch"}`: 4,
+				`oodmon_consumer_messages_total{model="test"}`: 8, `oodmon_sink_messages_total{model="test",topic_kind="dead_letter"}`: 2,
+				`oodmon_consumer_errors_total{model="test",operation="fetch"}`: 0,
+			} {
+				if got := metric(t, text, series); got != want {
+					t.Errorf("%s is %g, want %g", series, got, want)
+				}
+			}
+			if s := m.Status(); s.Records != 4 || s.DeadLettered != 4 {
+				t.Errorf("%d scored and %d dead-lettered", s.Records, s.DeadLettered)
+			}
+			stop()
+			if got := f.Committed(f.cfg.Input.Group, input)[0]; got != 8 {
+				t.Errorf("committed %d, want 8", got)
+			}
+		})
 	}
 }
 

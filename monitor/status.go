@@ -74,7 +74,7 @@ type tally struct {
 }
 
 // add counts one batch that l scored at now.
-func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, c *counts, deadLettered int) {
+func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, c *counts, deadLettered int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.version != l.model.Version {
@@ -96,7 +96,7 @@ func (t *tally) add(now time.Time, l *live, scores *scorer.Scores, c *counts, de
 	}
 	t.records += int64(c.records)
 	t.ood += int64(c.ood)
-	t.deadLettered += int64(deadLettered)
+	t.deadLettered += deadLettered
 	if c.records > 0 {
 		t.lastRecord = now
 	}

@@ -6,12 +6,14 @@ import (
 	"time"
 )
 
-// A Letter is a record, or a row of one, that could not be scored.
+// A Letter is a record, or a row of one, that could not be scored, or as many
+// records as it tells.
 type Letter struct {
 	Topic     string
 	Partition int32
 	Offset    int64
 	Row       int32 // -1: the whole message
+	More      int64 // how many offsets after Offset it stands for too
 	Time      time.Time
 	Key       []byte
 	Value     []byte
@@ -45,6 +47,9 @@ func (l *letter) message() message {
 	add("oodmon-topic", l.Topic)
 	add("oodmon-partition", strconv.Itoa(int(l.Partition)))
 	add("oodmon-offset", strconv.FormatInt(l.Offset, 10))
+	if l.More > 0 {
+		add("oodmon-last-offset", strconv.FormatInt(l.Offset+l.More, 10))
+	}
 	add("oodmon-row", strconv.Itoa(int(l.Row)))
 	add("oodmon-timestamp", l.Time.UTC().Format(time.RFC3339Nano))
 	switch {

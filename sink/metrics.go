@@ -30,7 +30,7 @@ func newMetrics(reg prometheus.Registerer, reasons []string) *metrics {
 	f := promauto.With(reg)
 	m := &metrics{
 		messages:    f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_sink_messages_total", Help: "Messages that all in-sync replicas acknowledged."}, []string{"topic_kind"}),
-		deadLetters: f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_dead_letters_total", Help: "Records, or rows of one, in the dead-letter topic, by reason."}, []string{"reason"}),
+		deadLetters: f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_dead_letters_total", Help: "Records, or rows of one, that dead letters stand for, by reason."}, []string{"reason"}),
 		errors:      f.NewCounterVec(prometheus.CounterOpts{Name: "oodmon_sink_errors_total", Help: "Failed attempts to publish, by kind of topic."}, []string{"operation"}),
 		duration: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "oodmon_produce_duration_seconds", Help: "Time until a produce request was acknowledged.",
@@ -54,4 +54,9 @@ func newMetrics(reg prometheus.Registerer, reasons []string) *metrics {
 		m.deadLetters.WithLabelValues(reason)
 	}
 	return m
+}
+
+// count counts the records that a letter stands for.
+func (m *metrics) count(l *Letter) {
+	m.deadLetters.WithLabelValues(l.Reason).Add(float64(1 + l.More))
 }

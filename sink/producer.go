@@ -192,12 +192,13 @@ func (p *Producer) DeadLetter(ctx context.Context, partition int, letters []Lett
 	if err := w.publish(ctx, kindDeadLetter, p.cfg.DeadLetterTopic, len(all), func(i int) message { return all[i].message() }); err != nil {
 		return err
 	}
-	for _, l := range letters {
+	for i := range letters {
+		l := &letters[i]
 		if p.cfg.TransactionalID != "" {
-			w.tx.letters = append(w.tx.letters, l.Reason) // counted when they are committed
+			w.tx.letters = append(w.tx.letters, Letter{Reason: l.Reason, More: l.More}) // counted when they are committed
 			continue
 		}
-		p.metrics.deadLetters.WithLabelValues(l.Reason).Inc()
+		p.metrics.count(l)
 	}
 	return nil
 }

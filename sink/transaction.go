@@ -29,7 +29,7 @@ var errNotFenced = errors.New("the transaction is over: another owner has fenced
 // A transaction is what a writer has put into the open one.
 type transaction struct {
 	targets map[target]bool
-	letters []string // the reasons of the dead letters
+	letters []Letter // what is counted of them
 	late    bool     // a call to a coordinator was not answered, and may be carried out yet
 }
 
@@ -177,8 +177,8 @@ func (p *Producer) Commit(ctx context.Context, o Offset) error {
 	}
 	p.metrics.transactions.WithLabelValues(resultCommitted).Inc()
 	p.metrics.commitDuration.Observe(time.Since(start).Seconds())
-	for _, reason := range w.tx.letters {
-		p.metrics.deadLetters.WithLabelValues(reason).Inc()
+	for i := range w.tx.letters {
+		p.metrics.count(&w.tx.letters[i])
 	}
 	if w.tx.late {
 		// What comes late from this transaction would end the next one, or put its offset

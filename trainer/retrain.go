@@ -329,8 +329,9 @@ func (c *RetrainConfig) source(broker Broker, dim int, report *RetrainReport) (S
 			for i := range b.Messages {
 				m := &b.Messages[i]
 				builder.Append(featurizer.Message{
-					Key: m.Key, Value: m.Value, Size: int(m.Oversized), Headers: m, Time: m.Time, Partition: int32(b.Partition), Offset: m.Offset,
+					Key: m.Key, Value: m.Value, Size: int(m.Oversized), Err: m.Err, Headers: m, Time: m.Time, Partition: int32(b.Partition), Offset: m.Offset,
 				})
+				report.Rejected += int(m.More)
 			}
 			rec, rejects := builder.Take()
 			if len(rejects) > 0 {

@@ -469,6 +469,7 @@ func poison(tr *trial) int {
 			{}, {Value: []byte{}}, {Value: wrong}, {Value: random}, {Value: bomb}, {Value: make([]byte, 4*dim)},
 			json(`{"embedding": [1, 2, 3`), json(`{}`), json(`{"embedding": [` + strings.Repeat("1,", 100_000) + `1]}`),
 			json(strings.Repeat("[", 100_000)), json(`{"embedding": [` + strings.Repeat("NaN,", dim-1) + `1]}`),
+			{Value: make([]byte, 4*dim), Headers: make([]kgo.RecordHeader, 300_000)}, // of two bytes, and of 40 in memory
 			{Value: random[:1000], Headers: []kgo.RecordHeader{{Key: "content-type", Value: []byte("application/vnd.apache.arrow.stream")}}},
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

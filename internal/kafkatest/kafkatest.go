@@ -4,8 +4,10 @@ package kafkatest
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -21,6 +23,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // A Broker is a Kafka of one node, or of several. It ends with the test.
@@ -254,6 +257,41 @@ func (b *Broker) Produce(records ...*kgo.Record) {
 	if err := b.client.ProduceSync(ctx, records...).FirstErr(); err != nil {
 		b.t.Fatalf("produce: %v", err)
 	}
+}
+
+// ProduceBatch sends one record batch, of which only the framing is put in order:
+// the records may be any bytes. It returns the offset of the first.
+func (b *Broker) ProduceBatch(topic string, partition int32, batch kmsg.RecordBatch) int64 {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	topics, err := b.admin.ListTopics(ctx, topic)
+	if err != nil {
+		b.t.Fatalf("find the leader of %s: %v", topic, err)
+	}
+	batch.Length = int32(49 + len(batch.Records)) // from the leader's epoch on
+	batch.PartitionLeaderEpoch, batch.Magic = -1, 2
+	batch.LastOffsetDelta = batch.NumRecords - 1
+	batch.FirstTimestamp, batch.MaxTimestamp = time.Now().UnixMilli(), time.Now().UnixMilli()
+	batch.ProducerID, batch.ProducerEpoch, batch.FirstSequence = -1, -1, -1
+	raw := batch.AppendTo(nil)
+	binary.BigEndian.PutUint32(raw[17:], crc32.Checksum(raw[21:], crc32.MakeTable(crc32.Castagnoli)))
+
+	part := kmsg.NewProduceRequestTopicPartition()
+	part.Partition, part.Records = partition, raw
+	in := kmsg.NewProduceRequestTopic()
+	in.Topic, in.TopicID, in.Partitions = topic, topics[topic].ID, []kmsg.ProduceRequestTopicPartition{part}
+	request := kmsg.NewPtrProduceRequest()
+	request.Acks, request.TimeoutMillis, request.Topics = -1, 30_000, []kmsg.ProduceRequestTopic{in}
+	answer, err := b.client.Broker(int(topics[topic].Partitions[partition].Leader)).RetriableRequest(ctx, request)
+	if err != nil {
+		b.t.Fatalf("produce a batch: %v", err)
+	}
+	out := answer.(*kmsg.ProduceResponse).Topics[0].Partitions[0]
+	if err := kerr.ErrorForCode(out.ErrorCode); err != nil {
+		b.t.Fatalf("produce a batch: %v", err)
+	}
+	return out.BaseOffset
 }
 
 // ReadAll returns what a topic holds now, partition by partition, as a reader
