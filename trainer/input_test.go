@@ -2,6 +2,7 @@ package trainer
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -186,12 +187,28 @@ func TestLabelColumnOfAnotherType(t *testing.T) {
 	if _, _, err := Train(t.Context(), opts); err == nil || !strings.Contains(err.Error(), path) || !strings.HasSuffix(err.Error(), "column label has type float64, expected utf8 or an integer") {
 		t.Errorf("floats: %v", err)
 	}
-	path = filepath.Join(t.TempDir(), "rows.jsonl")
-	if err := os.WriteFile(path, []byte(`{"embedding":[1,2],"label":3}`), 0o600); err != nil {
-		t.Fatal(err)
+	lines := func(label string) string {
+		path := filepath.Join(t.TempDir(), "rows.jsonl")
+		var text strings.Builder
+		for _, r := range rows {
+			fmt.Fprintf(&text, "{\"embedding\":[%g", r.Embedding[0])
+			for _, v := range r.Embedding[1:] {
+				fmt.Fprintf(&text, ",%g", v)
+			}
+			fmt.Fprintf(&text, "],\"label\":"+label+"}\n", r.Label)
+		}
+		if err := os.WriteFile(path, []byte(text.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
 	}
+	opts.Data = Files(lines("%s"))
+	if m, _, err := Train(t.Context(), opts); err != nil || strings.Join(m.Classes, ",") != "0,1,10" {
+		t.Errorf("integers in JSON: %v", err)
+	}
+	path = lines("%s.5")
 	opts.Data = Files(path)
-	if _, _, err := Train(t.Context(), opts); err == nil || !strings.Contains(err.Error(), path+": line 1: json: cannot unmarshal number into ") {
-		t.Errorf("a number in JSON: %v", err)
+	if _, _, err := Train(t.Context(), opts); err == nil || !strings.Contains(err.Error(), path+": line 1: label: ") || !strings.HasSuffix(err.Error(), ".5 is neither a string nor an integer") {
+		t.Errorf("fractions in JSON: %v", err)
 	}
 }
