@@ -59,8 +59,7 @@ func (c Config) Validate() error {
 			all = append(all, fmt.Errorf(format, args...))
 		}
 	}
-	require(c.OODBudget > 0 && c.OODBudget < 1/fastestBurn,
-		"alerts.ood_budget: %v must lie between 0 and 1/14.4 = 0.0694: from there on %v times the budget is more than every record, and the fastest alert could never fire", c.OODBudget, fastestBurn)
+	require(c.OODBudget > 0 && c.OODBudget < 1, "alerts.ood_budget: %v must lie between 0 and 1", c.OODBudget)
 	require(c.MinRecords > 0, "alerts.min_records: %d must be positive", c.MinRecords)
 	wholeSeconds := func(key string, d, least time.Duration) {
 		require(d >= least && d%time.Second == 0, "alerts.%s: %v must be a whole number of seconds, %v or longer", key, d, least)

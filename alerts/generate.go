@@ -25,14 +25,28 @@ type Parameters struct {
 //go:embed rules.yml.tmpl
 var rulesTemplate string
 
-// Generate returns the rule file for p. It refuses a budget that a healthy
-// stream would use up.
+// CheckBudget reports a budget of the OOD rate for which the rules cannot work:
+// a healthy stream would use it up, or the fastest alert could never fire. A
+// configuration may have one where nobody makes rules of it.
+func (p Parameters) CheckBudget() error {
+	switch {
+	case p.FalsePositiveRate >= 1/fastestBurn:
+		return fmt.Errorf("alerts.ood_budget: no budget fits a false-positive rate of %v: it must lie above the rate, and below 1/14.4 = 0.0694", p.FalsePositiveRate)
+	case p.OODBudget <= p.FalsePositiveRate:
+		return fmt.Errorf("alerts.ood_budget: %v must lie above the false-positive rate, %v: a healthy stream would use it up", p.OODBudget, p.FalsePositiveRate)
+	case p.OODBudget >= 1/fastestBurn:
+		return fmt.Errorf("alerts.ood_budget: %v must lie below 1/14.4 = 0.0694: from there on %v times the budget is more than every record, and the fastest alert could never fire", p.OODBudget, fastestBurn)
+	}
+	return nil
+}
+
+// Generate returns the rule file for p. It refuses what Validate and CheckBudget do.
 func Generate(p Parameters) ([]byte, error) {
 	if err := p.Config.Validate(); err != nil {
 		return nil, err
 	}
-	if p.FalsePositiveRate >= p.OODBudget {
-		return nil, fmt.Errorf("alerts.ood_budget: %v must lie above retrain.false_positive_rate, %v: a healthy stream would use it up", p.OODBudget, p.FalsePositiveRate)
+	if err := p.CheckBudget(); err != nil {
+		return nil, err
 	}
 	// Prometheus' own templates in the rules keep their braces.
 	t, err := template.New("rules.yml").Delims("<<", ">>").Option("missingkey=error").Funcs(template.FuncMap{

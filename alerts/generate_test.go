@@ -53,10 +53,10 @@ func TestGenerateRefusesABudgetThatCannotWork(t *testing.T) {
 		budget, alpha float64
 		want          string
 	}{
-		{.02, .02, "alerts.ood_budget: 0.02 must lie above retrain.false_positive_rate, 0.02: a healthy stream would use it up"},
-		{.02, .1, "alerts.ood_budget: 0.02 must lie above retrain.false_positive_rate, 0.1: a healthy stream would use it up"},
-		{1 / 14.4, .01, "alerts.ood_budget: 0.06944444444444445 must lie between 0 and 1/14.4 = 0.0694"},
-		{0, .01, "alerts.ood_budget: 0 must lie between 0 and 1/14.4"},
+		{.02, .02, "alerts.ood_budget: 0.02 must lie above the false-positive rate, 0.02: a healthy stream would use it up"},
+		{.2, .1, "alerts.ood_budget: no budget fits a false-positive rate of 0.1: it must lie above the rate, and below 1/14.4 = 0.0694"},
+		{1 / 14.4, .01, "alerts.ood_budget: 0.06944444444444445 must lie below 1/14.4 = 0.0694: from there on 14.4 times the budget is more than every record, and the fastest alert could never fire"},
+		{0, .01, "alerts.ood_budget: 0 must lie between 0 and 1"},
 		{.0694, .0693, ""},
 		{.0101, .01, ""},
 	} {

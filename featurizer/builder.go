@@ -312,11 +312,15 @@ func (b *Builder) decodeRaw(m *Message, codec string) error {
 	if codec == CodecRaw {
 		size, name = 4, "float32"
 	}
-	if codec == CodecRaw && len(m.Value) == 2*dim {
-		return reject(WrongDimension, "the message has %d bytes, expected %d: little-endian float32 of dimension %d; for values of 16 bits the codec is %s or %s", len(m.Value), size*dim, dim, CodecRawFloat16, CodecRawBFloat16)
-	}
 	if len(m.Value) != size*dim {
-		return reject(WrongDimension, "the message has %d bytes, expected %d: little-endian %s of dimension %d", len(m.Value), size*dim, name, dim)
+		hint := ""
+		switch {
+		case codec == CodecRaw && len(m.Value) == 2*dim:
+			hint = fmt.Sprintf("; for values of 16 bits the codec is %s or %s", CodecRawFloat16, CodecRawBFloat16)
+		case len(m.Value) == 8*dim:
+			hint = "; these may be float64, NumPy's default, which is not read: convert them, as by astype(\"<f4\")"
+		}
+		return reject(WrongDimension, "the message has %d bytes, expected %d: little-endian %s of dimension %d%s", len(m.Value), size*dim, name, dim, hint)
 	}
 	c := &b.columns
 	switch codec {

@@ -315,6 +315,9 @@ func TestFieldsOfARecord(t *testing.T) {
 		{"a long key", Message{Value: rawBytes(vectors[0]), Key: []byte("k" + strings.Repeat("é", 200)), Time: at}, "k" + strings.Repeat("é", 127), "(null)", "(null)", "2026-03-04T05:06:07Z"},
 		{"a long key that is not UTF-8", Message{Value: rawBytes(vectors[0]), Key: bytes.Repeat([]byte{0xff}, 1000), Time: at}, strings.Repeat("ff", 128), "(null)", "(null)", "2026-03-04T05:06:07Z"},
 		{"numbers", Message{Value: []byte(`{"embedding":[1,2,3],"id":-12,"timestamp":1500}`), Time: at}, "-12", "(null)", "(null)", "1970-01-01T00:00:01.5Z"},
+		{"other numbers", Message{Value: []byte(`{"embedding":[1,2,3],"id":0,"label":3,"segment":-4}`), Time: at}, "0", "3", "-4", "2026-03-04T05:06:07Z"},
+		{"numbers of a row", Message{Value: []byte(`{"records":[{"embedding":[1,2,3],"label":12345678901234567890,"segment":5}]}`), Time: at}, "", "12345678901234567890", "5", "2026-03-04T05:06:07Z"},
+		{"names in another case", Message{Value: []byte(`{"Embedding":[1,2,3],"ID":"a","LABEL":"l"}`), Time: at}, "a", "l", "(null)", "2026-03-04T05:06:07Z"},
 		{"nulls", Message{Value: []byte(`{"embedding":[1,2,3],"id":null,"label":null,"segment":null,"timestamp":null}`), Time: at}, "", "(null)", "(null)", "2026-03-04T05:06:07Z"},
 	} {
 		b := newTestBuilder(t, 3)
@@ -412,6 +415,7 @@ func TestRejects(t *testing.T) {
 		{"a time before the year 0", Message{Value: []byte(`{"embedding":[1,2,3],"timestamp":-9e13}`)}, -1, BadJSON, "timestamp: -9e13 is neither a time"},
 		{"truncated", Message{Value: rawBytes(vectors[0])[:11]}, -1, WrongDimension, "the message has 11 bytes, expected 12: little-endian float32 of dimension 3"},
 		{"another dimension", Message{Value: rawBytes(vectors[0])[:8]}, -1, WrongDimension, "the message has 8 bytes, expected 12"},
+		{"float64", Message{Value: make([]byte, 3*8)}, -1, WrongDimension, `the message has 24 bytes, expected 12: little-endian float32 of dimension 3; these may be float64, NumPy's default, which is not read: convert them, as by astype("<f4")`},
 		{"unknown content type", Message{Value: whole, Headers: headers{"content-type": "application/avro"}}, -1, UnknownCodec, `content-type "application/avro" is not one of application/octet-stream, application/json, application/vnd.apache.arrow.stream`},
 		{"JSON as Arrow", Message{Value: []byte(`{"embedding":[1,2,3]}`), Headers: asArrow}, -1, BadArrow, "a message begins with 7b 22 65 6d, expected ff ff ff ff"},
 		{"raw as JSON", Message{Value: rawBytes(vectors[0]), Headers: asJSON}, -1, BadJSON, "expected an object or an array of them"},
@@ -423,7 +427,14 @@ func TestRejects(t *testing.T) {
 		{"text in the embedding", Message{Value: []byte(`{"embedding":["1",2,3]}`)}, -1, BadJSON, `embedding: value 0 is "\"1\"", expected a number within float32`},
 		{"nested embedding", Message{Value: []byte(`{"embedding":[[1],2,3]}`)}, -1, BadJSON, "embedding: value 0 is"},
 		{"a comma too many", Message{Value: []byte(`{"embedding":[1,2,3,]}`)}, -1, BadJSON, ""},
-		{"an id that is an object", Message{Value: []byte(`{"embedding":[1,2,3],"id":{}}`)}, -1, BadJSON, "id: {} is neither a string nor a number"},
+		{"an id that is an object", Message{Value: []byte(`{"embedding":[1,2,3],"id":{}}`)}, -1, BadJSON, "id: {} is neither a string nor an integer"},
+		{"an id that is a fraction", Message{Value: []byte(`{"embedding":[1,2,3],"id":7.5}`)}, -1, BadJSON, "id: 7.5 is neither a string nor an integer"},
+		{"a label that is a float", Message{Value: []byte(`{"embedding":[1,2,3],"label":3.0}`)}, -1, BadJSON, "label: 3.0 is neither a string nor an integer"},
+		{"a label that is no text", Message{Value: []byte(`{"embedding":[1,2,3],"label":true}`)}, -1, BadJSON, "label: true is neither a string nor an integer"},
+		{"a segment that is an array", Message{Value: []byte(`{"embedding":[1,2,3],"segment":["a"]}`)}, -1, BadJSON, `segment: ["a"] is neither a string nor an integer`},
+		{"a label that is no JSON", Message{Value: []byte(`{"embedding":[1,2,3],"label":03}`)}, -1, BadJSON, ""},
+		{"a row that is a number", Message{Value: []byte(`[ 1 ]`)}, 0, BadJSON, "a record is 1, expected an object"},
+		{"records that are a number", Message{Value: []byte(`{"records":3}`)}, -1, BadJSON, "records: 3 is not an array"},
 		{"a time of another form", Message{Value: []byte(`{"embedding":[1,2,3],"timestamp":"yesterday"}`)}, -1, BadJSON, `timestamp: "yesterday" is not a time like 2006-01-02T15:04:05Z`},
 		{"a time far away", Message{Value: []byte(`{"embedding":[1,2,3],"timestamp":1e300}`)}, -1, BadJSON, "timestamp: 1e300 is neither a time"},
 		{"deep nesting", Message{Value: []byte(`{"x":` + strings.Repeat("[", 400_000) + strings.Repeat("]", 400_000) + `,"embedding":[1,2,3]}`)}, -1, BadJSON, ""},
@@ -681,7 +692,8 @@ func FuzzRaw(f *testing.F) {
 
 func FuzzJSON(f *testing.F) {
 	fuzzCodec(f, CodecJSON, encodeJSON, exactJSON, []byte(`{"embedding":[1,2,3],"id":1,"timestamp":"2020-01-02T03:04:05Z"}`), []byte(`[{"embedding":[1,2,3]},{}]`),
-		[]byte(`{"records":[{"embedding":[1e38,-0,3]}]}`), []byte(`{"embedding":[1.5,2e1,3]}`), []byte(`{"embedding":[+1,01,.5]}`))
+		[]byte(`{"records":[{"embedding":[1e38,-0,3]}]}`), []byte(`{"embedding":[1.5,2e1,3]}`), []byte(`{"embedding":[+1,01,.5]}`),
+		[]byte(`{"embedding":[1,2,3],"label":3,"segment":-4}`))
 }
 
 func FuzzAuto(f *testing.F) {

@@ -117,7 +117,7 @@ func formatOf(path string) (string, error) {
 	case ".jsonl", ".ndjson":
 		return FormatJSONL, nil
 	default:
-		return "", fmt.Errorf("%s: extension %q is not one of .arrow, .parquet, .npy, .jsonl", path, ext)
+		return "", fmt.Errorf("%s: extension %q is not one of .arrow, .arrows, .ipc, .feather, .parquet, .npy, .jsonl, .ndjson", path, ext)
 	}
 }
 
@@ -263,7 +263,7 @@ func jsonRows(r io.Reader) iter.Seq2[fileRow, error] {
 				yield(fileRow{}, fmt.Errorf("line %d: %w", n, err))
 				return
 			}
-			if !yield(fileRow{rec.Embedding, rec.ID.optional, optionalOf(rec.Label), optionalOf(rec.Segment), rec.Timestamp.micros}, nil) {
+			if !yield(fileRow{rec.Embedding, rec.ID.optional, rec.Label.optional, rec.Segment.optional, rec.Timestamp.micros}, nil) {
 				return
 			}
 		}

@@ -2,6 +2,7 @@ package featurizer
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -217,11 +218,13 @@ func TestFiles(t *testing.T) {
 	for name, test := range map[string]struct {
 		content []byte
 		labels  string
+		label   string // of the rows that have one, if it is not "even"
 		want    [][]float32
 	}{
 		"x.arrow":        {content: arrowFile(t, vectors)},
 		"stream.arrows":  {content: stream(t, fixedSize(3), nil, fillFixed(vectors[:1]), fillFixed(vectors[1:]))},
 		"x.jsonl":        {content: []byte(lines)},
+		"numbers.jsonl":  {content: []byte("{\"embedding\":[1,2,3],\"label\":8}\n{\"embedding\":[-0.5,0,1e-30]}\n{\"embedding\":[4,5,6],\"label\":8}"), label: "8"},
 		"x.npy":          {content: npy("<f4", vectors), labels: "even\n\neven\n"},
 		"double.npy":     {content: npy("<f8", vectors), labels: "even\n\neven"},
 		"half.npy":       {content: npy("<f2", halves), labels: "even\n\neven", want: halves},
@@ -283,7 +286,7 @@ func TestFiles(t *testing.T) {
 					if strings.Contains(name, "arrow") {
 						even = row != 2
 					}
-					if got := labels.IsValid(i) && labels.Value(i) == "even"; got != even {
+					if got := labels.IsValid(i) && labels.Value(i) == cmp.Or(test.label, "even"); got != even {
 						t.Errorf("row %d: label %q", row, labels.ValueStr(i))
 					}
 					if offset.Value(i) != int64(row) {
@@ -342,7 +345,7 @@ func TestFilesRefuse(t *testing.T) {
 		content []byte
 		want    string
 	}{
-		"x.txt":            {nil, `extension ".txt" is not one of .arrow, .parquet, .npy, .jsonl`},
+		"x.txt":            {nil, `extension ".txt" is not one of .arrow, .arrows, .ipc, .feather, .parquet, .npy, .jsonl, .ndjson`},
 		"empty.arrow":      {nil, "not an Arrow IPC file: unexpected EOF"},
 		"text.arrow":       {[]byte("id,embedding\n1,2\n"), "a message begins with 69 64 2c 65, expected ff ff ff ff"},
 		"torn.arrow":       {arrow[:len(arrow)/2], "unexpected EOF"},
@@ -351,6 +354,7 @@ func TestFilesRefuse(t *testing.T) {
 		"empty.jsonl":      {nil, "holds no rows"},
 		"mixed.jsonl":      {[]byte("{\"embedding\":[1,2]}\n{\"embedding\":[1,2,3]}"), "row 1: the embedding has 3 values, the rows before have 2"},
 		"bad.jsonl":        {[]byte("{\"embedding\":[1,2]}\n{\"embedding\":[1,x]}"), `line 2: `},
+		"label.jsonl":      {[]byte("{\"embedding\":[1,2],\"label\":1}\n{\"embedding\":[1,2],\"label\":1.5}"), "line 2: label: 1.5 is neither a string nor an integer"},
 		"none.jsonl":       {[]byte("{\"id\":\"a\"}"), "row 0: the embedding is empty"},
 		"empty.npy":        {nil, "npy header: unexpected EOF"},
 		"text.npy":         {[]byte("1 2 3 4 5 6 7 8 9"), "npy header: begins with 31 20 32 20 33 20, expected a .npy file"},

@@ -14,11 +14,11 @@ import (
 
 // A jsonRecord is one embedding as JSON has it. Other fields are ignored.
 type jsonRecord struct {
-	ID        jsonID     `json:"id"`
-	Embedding jsonFloats `json:"embedding"`
-	Label     *string    `json:"label"`
-	Segment   *string    `json:"segment"`
-	Timestamp jsonTime   `json:"timestamp"`
+	ID        jsonID      `json:"id"`
+	Embedding jsonFloats  `json:"embedding"`
+	Label     jsonLabel   `json:"label"`
+	Segment   jsonSegment `json:"segment"`
+	Timestamp jsonTime    `json:"timestamp"`
 }
 
 // A jsonRow is a record that is not decoded yet, so that a bad one spoils no
@@ -30,6 +30,9 @@ type jsonRow = json.RawMessage
 type jsonArray []jsonRow
 
 func (r *jsonArray) UnmarshalJSON(text []byte) error {
+	if text[0] != '[' {
+		return fmt.Errorf("records: %.40s is not an array", text)
+	}
 	if n := countElements(text); n > maxMessageRows {
 		return reject(TooLarge, "the message has %d records, at most %d are read", n, maxMessageRows)
 	}
@@ -60,27 +63,44 @@ func countElements(text []byte) int {
 	return commas + 1
 }
 
-// A jsonID is a string, or a number as it is written.
-type jsonID struct{ optional }
+// A jsonText is a string, or an integer as it is written. The types made of it
+// know which field they are, for their errors.
+type jsonText struct{ optional }
 
-func (id *jsonID) UnmarshalJSON(text []byte) error {
-	if string(text) == "null" {
-		*id = jsonID{}
-		return nil
-	}
-	if text[0] == '"' {
+type (
+	jsonID      struct{ jsonText }
+	jsonLabel   struct{ jsonText }
+	jsonSegment struct{ jsonText }
+)
+
+func (id *jsonID) UnmarshalJSON(text []byte) error     { return id.read(ColID, text) }
+func (l *jsonLabel) UnmarshalJSON(text []byte) error   { return l.read(ColLabel, text) }
+func (s *jsonSegment) UnmarshalJSON(text []byte) error { return s.read(ColSegment, text) }
+
+func (t *jsonText) read(field string, text []byte) error {
+	switch {
+	case string(text) == "null":
+		*t = jsonText{}
+	case text[0] == '"':
 		var s string
 		if err := json.Unmarshal(text, &s); err != nil {
-			return err
+			return fmt.Errorf("%s: %w", field, err)
 		}
-		*id = jsonID{optional{[]byte(s), true}}
-		return nil
+		*t = jsonText{optional{[]byte(s), true}}
+	case isInteger(text):
+		*t = jsonText{optional{bytes.Clone(text), true}}
+	default:
+		return fmt.Errorf("%s: %.40s is neither a string nor an integer", field, text)
 	}
-	if text[0] != '-' && (text[0] < '0' || text[0] > '9') {
-		return fmt.Errorf("id: %.40s is neither a string nor a number", text)
-	}
-	*id = jsonID{optional{append([]byte(nil), text...), true}}
 	return nil
+}
+
+// isInteger tells integers from JSON's other values. A number with a point or an
+// exponent is none, whatever its value: it can be written in many ways, and a
+// label or an id is compared as text.
+func isInteger(text []byte) bool {
+	digits := bytes.TrimPrefix(text, []byte{'-'})
+	return len(digits) > 0 && len(bytes.Trim(digits, "0123456789")) == 0
 }
 
 // jsonFloats are finite numbers: a null or a number beyond float32 is an error.
@@ -167,7 +187,8 @@ func validJSON(text []byte) bool { return json.Valid(text) }
 // maxKeptValues is the largest embedding whose memory is used for the next.
 const maxKeptValues = 1 << 18
 
-// decode reads one record over the one before.
+// decode reads one record over the one before. The text must not be empty, nor
+// begin with white space.
 func (r *jsonRecord) decode(text []byte) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -177,6 +198,9 @@ func (r *jsonRecord) decode(text []byte) (err error) {
 	*r = jsonRecord{Embedding: r.Embedding[:0]}
 	if cap(r.Embedding) > maxKeptValues {
 		r.Embedding = nil
+	}
+	if text[0] != '{' {
+		return reject(BadJSON, "a record is %.40s, expected an object", text)
 	}
 	if err := json.Unmarshal(text, r); err != nil {
 		return reject(BadJSON, "%w", err)
@@ -245,8 +269,8 @@ func (b *Builder) decodeRow(m *Message, text []byte, row int32) error {
 	if !b.fits(len(r.Embedding)) {
 		return reject(WrongDimension, "embedding has %d values, expected %d", len(r.Embedding), b.cfg.Dim)
 	}
-	label, segment := optionalOf(r.Label), optionalOf(r.Segment)
-	if err := checkTexts(BadJSON, r.ID.optional, label, segment); err != nil {
+	id, label, segment := r.ID.optional, r.Label.optional, r.Segment.optional
+	if err := checkTexts(BadJSON, id, label, segment); err != nil {
 		return err
 	}
 	b.columns.add(r.Embedding)
@@ -254,13 +278,6 @@ func (b *Builder) decodeRow(m *Message, text []byte, row int32) error {
 	if !r.Timestamp.valid {
 		micros = messageMicros(m)
 	}
-	b.close(m, r.ID.optional, label, segment, micros, row)
+	b.close(m, id, label, segment, micros, row)
 	return nil
-}
-
-func optionalOf(s *string) optional {
-	if s == nil {
-		return optional{}
-	}
-	return optional{[]byte(*s), true}
 }

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -101,6 +102,25 @@ func (m *Model) Encode() ([]byte, error) {
 	}
 	m.Version = fileVersion(file)
 	return file, nil
+}
+
+// SameAs reports whether two models answer alike: whether all is equal but when
+// and from which parent they were made, and what is told of their training.
+func (m *Model) SameAs(other *Model) (bool, error) {
+	content := func(m *Model) ([]byte, error) {
+		bare := *m
+		bare.Created, bare.Parent, bare.Training = time.Time{}, "", nil
+		return bare.Encode()
+	}
+	a, err := content(m)
+	if err != nil {
+		return false, err
+	}
+	b, err := content(other)
+	if err != nil {
+		return false, err
+	}
+	return bytes.Equal(a, b), nil
 }
 
 func fileVersion(file []byte) string {

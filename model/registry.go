@@ -14,9 +14,10 @@ import (
 
 // The errors of a registry that a caller acts on.
 var (
-	ErrNoCurrent = errors.New("the registry has no current model")
-	ErrNotFound  = errors.New("no such model in the registry")
-	ErrLocked    = errors.New("the registry is locked")
+	ErrNoCurrent  = errors.New("the registry has no current model")
+	ErrNotFound   = errors.New("no such model in the registry")
+	ErrNoPrevious = errors.New("the history names no model that was in service before")
+	ErrLocked     = errors.New("the registry is locked")
 )
 
 const (
@@ -126,6 +127,9 @@ const (
 	EventPublished EventKind = "published"
 	// EventImported: a model was written, but not put into service.
 	EventImported EventKind = "imported"
+	// EventUnchanged: retraining made the model again that is in service, and
+	// published nothing.
+	EventUnchanged EventKind = "unchanged"
 	// EventRefused: retraining ended, and the gate refused the candidate.
 	EventRefused EventKind = "refused"
 	// EventFailed: retraining failed.
@@ -136,7 +140,7 @@ const (
 )
 
 // RunResults are the kinds in which a retraining ends.
-var RunResults = []EventKind{EventPublished, EventRefused, EventFailed}
+var RunResults = []EventKind{EventPublished, EventUnchanged, EventRefused, EventFailed}
 
 // An Event is a line of the history.
 type Event struct {
@@ -249,7 +253,7 @@ func (r *Registry) Rollback(ctx context.Context) (string, error) {
 	}
 	previous := previousVersion(events, current)
 	if previous == "" {
-		return "", r.wrap("roll back", fmt.Errorf("%w: the history names none before %s", ErrNotFound, current))
+		return "", r.wrap("roll back", fmt.Errorf("%w %s", ErrNoPrevious, current))
 	}
 	if _, err := r.Load(ctx, previous); err != nil {
 		return "", err

@@ -68,7 +68,7 @@ func TestRegistry(t *testing.T) {
 		}
 		wantCurrent(t, r, want)
 	}
-	if _, err := r.Rollback(t.Context()); !errors.Is(err, ErrNotFound) {
+	if _, err := r.Rollback(t.Context()); !errors.Is(err, ErrNoPrevious) || !strings.HasSuffix(err.Error(), ": roll back: the history names no model that was in service before "+a) {
 		t.Fatalf("rollback before the first: %v", err)
 	}
 	if err := r.Promote(t.Context(), c); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -281,12 +282,53 @@ func (c *Config) Validate() error {
 	if err := c.Retrain.Validate(); err != nil {
 		all = append(all, err)
 	}
-	require(c.Alerts.OODBudget > c.Retrain.FalsePositiveRate || c.Retrain.FalsePositiveRate >= 1,
-		"alerts.ood_budget: %v must lie above retrain.false_positive_rate, %v: a healthy stream would use it up", c.Alerts.OODBudget, c.Retrain.FalsePositiveRate)
 	if err := c.Alerts.Validate(); err != nil {
 		all = append(all, err)
+	} else if c.Alerts.Evaluate.Enabled { // else it matters to who generates the rules, who is told
+		if err := c.AlertParameters().CheckBudget(); err != nil {
+			all = append(all, err)
+		}
 	}
 	return errors.Join(all...)
+}
+
+// Warnings are about what may be right elsewhere: files and folders that are not
+// on this machine, and a budget for which no alerting rules can be generated.
+func (c *Config) Warnings() []string {
+	var all []string
+	there := func(key, path string) {
+		if path == "" {
+			return
+		}
+		if _, err := os.Stat(path); err != nil {
+			all = append(all, fmt.Sprintf("%s: %v", key, err))
+		}
+	}
+	there("kafka.tls.ca_file", c.Kafka.TLS.CAFile)
+	there("kafka.tls.cert_file", c.Kafka.TLS.CertFile)
+	there("kafka.tls.key_file", c.Kafka.TLS.KeyFile)
+	there("kafka.sasl.password_file", c.Kafka.SASL.PasswordFile)
+	there("web.config_file", c.Web.ConfigFile)
+	if c.Drift.Enabled {
+		if c.Drift.StateFile != "" {
+			there("the folder of drift.state_file", filepath.Dir(c.Drift.StateFile))
+		}
+		there("drift.retrain_webhook.url_file", c.Drift.RetrainWebhook.URLFile)
+	}
+	for i, path := range c.Retrain.Data.Files {
+		there(fmt.Sprintf("retrain.data.files[%d]", i), path)
+	}
+	for i, path := range c.Retrain.Data.Outliers {
+		there(fmt.Sprintf("retrain.data.outliers[%d]", i), path)
+	}
+	there("retrain.temp_dir", c.Retrain.TempDir)
+	if c.Alerts.Evaluate.Enabled {
+		there("alerts.evaluate.webhook_url_file", c.Alerts.Evaluate.WebhookURLFile)
+	}
+	if err := c.AlertParameters().CheckBudget(); err != nil {
+		all = append(all, fmt.Sprintf("'oodmon alerts generate' will refuse this: %v", err))
+	}
+	return all
 }
 
 // AlertParameters returns what the alerting rules repeat from the configuration.

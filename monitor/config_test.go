@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -85,13 +86,47 @@ func TestParseConfigRefuses(t *testing.T) {
 		{strings.Replace(smallest, `["localhost:9092"]`, "[localhost]", 1), `kafka.brokers[0]: "localhost" is not host:port`},
 		{smallest + "retrain: {false_positive_rate: 2}", "retrain.false_positive_rate: 2 must be between 0 and 1"},
 		{smallest + "retrain: {data: {files: [a.arrow], topic: t}}", "retrain.data: files and topic are both set; choose one"},
-		{smallest + "retrain: {recipe: {epochs: 0}}", "retrain.recipe: epochs: 0 must be positive"},
+		{smallest + "retrain: {recipe: {rank: -1, bank: 0}}", "retrain.recipe.rank: -1 must be positive\nretrain.recipe.bank: 0 must be positive"},
+		{smallest + "alerts: {ood_budget: 1}", "alerts.ood_budget: 1 must lie between 0 and 1"},
+		{smallest + "alerts: {evaluate: {enabled: true}}\nretrain: {false_positive_rate: 0.02}", "alerts.ood_budget: 0.02 must lie above the false-positive rate, 0.02: a healthy stream would use it up"},
+		{smallest + "retrain: {recipe: {epochs: 0}}", "retrain.recipe.epochs: 0 must be positive"},
 		{strings.Replace(smallest, `]}`, `], sasl: {mechanism: plain, username: u, password: secret}}`, 1), `line 2: unknown key "password"`},
 		{strings.Replace(smallest, `]}`, `], sasl: {mechanism: plain, username: u}}`, 1), "kafka.sasl: exactly one of password_file and password_env is needed with mechanism plain"},
 	} {
 		if _, err := parseConfig([]byte(test.text)); err == nil || err.Error() != test.want {
 			t.Errorf("%s\ngot  %v\nwant %s", test.text, err, test.want)
 		}
+	}
+}
+
+// What may be right on another machine, or for who makes no alerting rules, is
+// told and not refused.
+func TestConfigWarnings(t *testing.T) {
+	dir := t.TempDir()
+	cfg, err := parseConfig([]byte(smallest + `
+drift: {state_file: ` + dir + `/drift.state, retrain_webhook: {url_file: nowhere/url}}
+retrain: {false_positive_rate: 0.1, data: {files: [` + dir + `, nowhere.arrow]}}
+web: {config_file: nowhere/web.yml}
+alerts: {evaluate: {webhook_url_file: nowhere/webhook}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"web.config_file: stat nowhere/web.yml: no such file or directory",
+		"drift.retrain_webhook.url_file: stat nowhere/url: no such file or directory",
+		"retrain.data.files[1]: stat nowhere.arrow: no such file or directory",
+		"'oodmon alerts generate' will refuse this: alerts.ood_budget: no budget fits a false-positive rate of 0.1: it must lie above the rate, and below 1/14.4 = 0.0694",
+	}
+	if got := cfg.Warnings(); !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	cfg.Drift.StateFile = "nowhere/drift.state"
+	if got := cfg.Warnings(); !slices.Contains(got, "the folder of drift.state_file: stat nowhere: no such file or directory") {
+		t.Errorf("%q", got)
+	}
+	if cfg, err = parseConfig([]byte(smallest)); err != nil || len(cfg.Warnings()) > 0 {
+		t.Errorf("%v, %q", err, cfg.Warnings())
 	}
 }
 

@@ -18,11 +18,17 @@ func baselineOf(m *model.Model) drift.Baseline {
 	return drift.Baseline{Model: m.Version, Scores: m.Calibration.Scores, Class: m.Calibration.Class, Classes: m.Classes}
 }
 
-// warnOfBudget says when the alert rules' budget does not fit the model.
-func (m *Monitor) warnOfBudget(mod *model.Model) {
-	if mod.Alpha >= m.cfg.Alerts.OODBudget {
-		m.log.Warn("the model's false-positive rate uses up the OOD-rate budget of the alert rules: raise alerts.ood_budget, or calibrate for a lower rate",
-			"version", mod.Version, "false_positive_rate", mod.Alpha, "ood_budget", m.cfg.Alerts.OODBudget)
+// warnOf says where a model that goes into service does not fit the
+// configuration: the budget of the alert rules, and thresholds by class.
+func (m *Monitor) warnOf(l *live) {
+	mod, p := l.model, m.cfg.AlertParameters()
+	p.FalsePositiveRate = mod.Alpha
+	if err := p.CheckBudget(); err != nil {
+		m.log.Warn("the alert rules on the OOD rate do not fit the model: change alerts.ood_budget, or calibrate for another rate",
+			"version", mod.Version, "false_positive_rate", mod.Alpha, "ood_budget", m.cfg.Alerts.OODBudget, "reason", err)
+	}
+	if text := l.scorer.Pooled(); text != "" {
+		m.log.Warn(text, "version", mod.Version)
 	}
 }
 

@@ -753,6 +753,19 @@ func TestPoll(t *testing.T) {
 		}
 		return nil
 	})
+
+	// To make the same again is a success.
+	at := time.Now().Add(time.Hour).Truncate(time.Second)
+	if err := f.models.Record(t.Context(), model.Event{Kind: model.EventUnchanged, Retraining: true, Time: at}); err != nil {
+		t.Fatal(err)
+	}
+	kafkatest.Eventually(t, 20*time.Second, func() error {
+		_, text := get(t, m, "/metrics")
+		if metric(t, text, `oodmon_retrain_last_result{model="test",result="unchanged"}`) != 1 || metric(t, text, `oodmon_retrain_last_success_timestamp_seconds{model="test"}`) != float64(at.Unix()) {
+			return fmt.Errorf("the unchanged run is not exported")
+		}
+		return nil
+	})
 }
 
 // A line of the history that cannot be read is told, once.
@@ -780,6 +793,29 @@ func TestPollTellsOfTornHistory(t *testing.T) {
 	m.observeRetraining(t.Context())
 	if got := strings.Count(log.String(), "lines of the registry's history cannot be read"); got != 1 || !strings.Contains(log.String(), "lines=[2]") {
 		t.Errorf("the log tells of it %d times:\n%s", got, log.String())
+	}
+}
+
+// A model that goes into service is told of where it does not fit.
+func TestModelThatDoesNotFit(t *testing.T) {
+	f := newFixture(t)
+	f.cfg.Model.PerClass = true
+	f.cfg.Alerts.OODBudget = .2
+	var log bytes.Buffer
+	m, err := New(t.Context(), f.cfg, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range m.listeners {
+		defer l.Close()
+	}
+	for _, want := range []string{
+		"per class: 0 of 4 classes have a threshold of their own, which takes 299 calibration records each; the others share one",
+		"alerts.ood_budget: 0.2 must lie below 1/14.4",
+	} {
+		if strings.Count(log.String(), want) != 1 {
+			t.Errorf("want once %q:\n%s", want, log.String())
+		}
 	}
 }
 

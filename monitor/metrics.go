@@ -64,7 +64,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		reloadOK:      f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_model_last_reload_successful", Help: "0 while the registry's current model was refused or could not be read, else 1."}),
 		reloadOKTime:  f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_model_last_reload_success_timestamp_seconds", Help: "When the registry's current model was last known to be the one in service."}),
 		retrainRun:    f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_retrain_last_run_timestamp_seconds", Help: "When the last retraining ended, by the registry's history; 0 if none did."}),
-		retrainOKTime: f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_retrain_last_success_timestamp_seconds", Help: "When retraining last published a model, by the registry's history; 0 if it never did."}),
+		retrainOKTime: f.NewGauge(prometheus.GaugeOpts{Name: "oodmon_retrain_last_success_timestamp_seconds", Help: "When retraining last published a model, or made the one in service again, by the registry's history; 0 if it never did."}),
 		retrainResult: f.NewGaugeVec(prometheus.GaugeOpts{Name: "oodmon_retrain_last_result", Help: "1 for the result of the last retraining."}, []string{"result"}),
 	}
 	for _, stage := range []string{stageDecode, stageScore, stagePublish, stageDeadLetter, stageCommit, stageDrift} {

@@ -78,7 +78,7 @@ func (m *Monitor) Reload(ctx context.Context) error {
 		// still under way does not bet any more.
 		m.drift.Rebase(baselineOf(next.model))
 	}
-	m.warnOfBudget(next.model)
+	m.warnOf(next)
 	m.live.Store(next)
 	m.metrics.observeModel(next.model)
 	m.metrics.reloads.WithLabelValues("success").Inc()
@@ -121,7 +121,7 @@ func (m *Monitor) observeRetraining(ctx context.Context) {
 		}
 		last = event
 		m.metrics.retrainRun.Set(float64(event.Time.Unix()))
-		if event.Kind == model.EventPublished {
+		if event.Kind == model.EventPublished || event.Kind == model.EventUnchanged {
 			m.metrics.retrainOKTime.Set(float64(event.Time.Unix()))
 		}
 	}

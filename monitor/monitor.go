@@ -65,7 +65,7 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 			return nil, err
 		}
 	}
-	m.warnOfBudget(first.model)
+	m.warnOf(first)
 	m.live.Store(first)
 	m.metrics.observeModel(first.model)
 	m.metrics.reloadOK.Set(1)

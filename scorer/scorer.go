@@ -86,6 +86,28 @@ func (s *Scorer) CalibrationRecords() int {
 	return n
 }
 
+// Pooled says of a scorer by class how many classes have too few calibration
+// records for a threshold of their own; "" where none has.
+func (s *Scorer) Pooled() string {
+	classes := make([]int, len(s.decisions)) // of each category
+	for _, category := range s.category {
+		classes[category]++
+	}
+	apart, pooled := 0, 0
+	for _, n := range classes {
+		if n == 1 {
+			apart++
+		} else {
+			pooled += n
+		}
+	}
+	if pooled == 0 {
+		return ""
+	}
+	return fmt.Sprintf("per class: %d of %d classes have a threshold of their own, which takes %d calibration records each; the others share one",
+		apart, apart+pooled, model.MinCalibration(s.model.Alpha, s.model.Delta))
+}
+
 // Scores are the answers for n records. Its slices are reused by the next call
 // that is given it.
 type Scores struct {

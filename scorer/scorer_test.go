@@ -484,6 +484,9 @@ func TestPerClass(t *testing.T) {
 	if !out.OOD[0] || out.OOD[1] || out.PValue[0] > .003 || out.PValue[1] < .5 || s.CalibrationRecords() != 400 {
 		t.Errorf("OOD %v, p-values %v, among %d records", out.OOD, out.PValue, s.CalibrationRecords())
 	}
+	if text := s.Pooled(); text != "" {
+		t.Errorf("each class has enough, but: %s", text)
+	}
 	if all := scored(t, m, rec); all.OOD[0] || all.PValue[0] != all.PValue[1] {
 		t.Errorf("with one threshold for all: OOD %v, p-values %v", all.OOD, all.PValue)
 	}

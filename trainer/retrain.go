@@ -61,8 +61,8 @@ func (c *RetrainConfig) Validate() error {
 	check(c.Data.Window >= 0, "data.window: %v must not be negative", c.Data.Window)
 	check(c.Gate.MinAccuracy >= 0 && c.Gate.MinAccuracy <= 1, "gate.min_accuracy: %g must be between 0 and 1", c.Gate.MinAccuracy)
 	check(c.Gate.MinRecallRecords > 0, "gate.min_recall_records: %d must be positive", c.Gate.MinRecallRecords)
-	if err := c.Recipe.Validate(); err != nil {
-		all = append(all, fmt.Errorf("retrain.recipe: %w", err))
+	for _, err := range c.Recipe.problems() {
+		all = append(all, fmt.Errorf("retrain.recipe.%w", err))
 	}
 	return errors.Join(all...)
 }
@@ -76,7 +76,7 @@ type Broker struct {
 
 // A RetrainReport is what a run of retraining found.
 type RetrainReport struct {
-	Result    model.EventKind `json:"result"` // published or refused
+	Result    model.EventKind `json:"result"` // published, unchanged or refused
 	Time      time.Time       `json:"time"`
 	Seconds   float64         `json:"seconds"`
 	Training  *Report         `json:"training"`
@@ -106,6 +106,9 @@ func (r *RetrainReport) Line() string {
 	}
 	if len(failed) > 0 {
 		return fmt.Sprintf("refused model %s: %s", r.Candidate.Version, strings.Join(failed, "; "))
+	}
+	if r.Result == model.EventUnchanged {
+		return fmt.Sprintf("unchanged: the candidate is model %s again, which is in service; nothing was published", r.Champion.Version)
 	}
 	text := fmt.Sprintf("published model %s: accuracy %.4f, false-positive rate %.4f on %d held-out records", r.Candidate.Version, r.Candidate.Accuracy, r.Candidate.FalsePositiveRate, r.HeldOut)
 	if r.Champion != nil {
@@ -166,7 +169,8 @@ func optional(format string, v *float64) string {
 }
 
 // Retrain fits a candidate, compares it with the model in service on the same
-// held-out data, and publishes it if the gate passes. Another run holds it off
+// held-out data, and publishes it if the gate passes and it is not the same again.
+// Another run holds it off
 // by the registry's lock. What comes of it is recorded in the registry's
 // history, but for a run that was held off.
 func Retrain(ctx context.Context, cfg RetrainConfig, broker Broker, registry string, progress func(share float64)) (report *RetrainReport, err error) {
@@ -188,8 +192,12 @@ func Retrain(ctx context.Context, cfg RetrainConfig, broker Broker, registry str
 		return nil, failed(err)
 	}
 	event := model.Event{Retraining: true, Detail: report.Line()}
-	if report.Result == model.EventRefused {
-		event.Kind, event.Version = model.EventRefused, m.Version
+	switch event.Kind = report.Result; report.Result {
+	case model.EventUnchanged:
+		event.Version = report.Champion.Version
+		return report, models.Record(ctx, event)
+	case model.EventRefused:
+		event.Version = m.Version
 		return report, models.Record(ctx, event)
 	}
 	if _, err := models.Publish(ctx, m, event); err != nil {
@@ -225,12 +233,15 @@ func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *mode
 	defer data.close() // a temporary file that stays behind loses nothing
 	opts := Options{Recipe: cfg.Recipe, Alpha: cfg.FalsePositiveRate, Delta: 1 - cfg.Confidence, Created: start, Parent: version, TempDir: cfg.TempDir, Progress: progress}
 	if champion != nil && champion.Dim() != data.dim {
-		return nil, nil, fmt.Errorf("the data has dimension %d, the model in service %s has %d: publish the first model of another dimension by 'oodmon train' and 'oodmon model promote'", data.dim, champion.Version, champion.Dim())
+		return nil, nil, fmt.Errorf("the data has dimension %d, the model in service %s has %d: publish the first model of another dimension by 'oodmon train' and 'oodmon model promote --force'", data.dim, champion.Version, champion.Dim())
 	}
 	if cfg.Recipe.WarmStart {
 		opts.Start = champion
 	}
 	m, training, err := train(ctx, data, opts)
+	if errors.Is(err, model.ErrTooFewCalibrationRecords) {
+		return nil, nil, fmt.Errorf("%w: more labelled records would do, a larger retrain.calibration_share, or a higher retrain.false_positive_rate", err)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -263,6 +274,17 @@ func propose(ctx context.Context, cfg RetrainConfig, broker Broker, models *mode
 	}
 	report.Gate = cfg.Gate.judge(held, candidate, inService, m.Alpha, cfg.Recipe.Seed)
 	report.Result = model.EventPublished
+	if champion != nil {
+		// A new version with the same content would only make the monitors' drift
+		// detectors begin anew.
+		same, err := m.SameAs(champion)
+		if err != nil {
+			return nil, nil, err
+		}
+		if same {
+			report.Result = model.EventUnchanged
+		}
+	}
 	for _, v := range report.Gate {
 		if !v.Passed {
 			report.Result = model.EventRefused

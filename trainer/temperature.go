@@ -24,9 +24,14 @@ type Temperature struct {
 	ECE       float64 `json:"ece"`
 	NLLBefore float64 `json:"nll_before"`
 	NLL       float64 `json:"nll"`
+	// Unfitted says why it could not be fitted, whatever the records.
+	Unfitted string `json:"unfitted,omitempty"`
 }
 
 func (t Temperature) String() string {
+	if t.Unfitted != "" {
+		return fmt.Sprintf("temperature %.4g: not fitted, since %s", t.Value, t.Unfitted)
+	}
 	if t.Records == 0 {
 		return fmt.Sprintf("temperature %.4g: not fitted, since no calibration record has a label that the model knows", t.Value)
 	}
@@ -43,6 +48,9 @@ func fitTemperature(ctx context.Context, m *model.Model, src vectors) (Temperatu
 	t := Temperature{Value: m.Temperature}
 	h := headOf(m)
 	if h == nil {
+		if model.HasLogits(m.Detector) {
+			t.Unfitted = "the transform before the head changes the dimension"
+		}
 		return t, nil
 	}
 	// The loss is convex in 1/T; Newton's method finds its least, kept between

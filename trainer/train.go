@@ -83,7 +83,9 @@ func DefaultRecipe() Recipe {
 }
 
 // Validate reports every value that cannot work, each with its key.
-func (r *Recipe) Validate() error {
+func (r *Recipe) Validate() error { return errors.Join(r.problems()...) }
+
+func (r *Recipe) problems() []error {
 	var all []error
 	check := func(ok bool, format string, args ...any) {
 		if !ok {
@@ -110,7 +112,7 @@ func (r *Recipe) Validate() error {
 	check(r.Neighbours > 0, "neighbours: %d must be positive", r.Neighbours)
 	check(r.Bank > 0, "bank: %d must be positive", r.Bank)
 	check(r.Patience >= 0, "patience: %d must not be negative", r.Patience)
-	return errors.Join(all...)
+	return all
 }
 
 // resolved fills in what depends on other choices.

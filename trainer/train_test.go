@@ -351,6 +351,23 @@ func TestRetrain(t *testing.T) {
 		t.Fatalf("allowed: %s", third.Line())
 	}
 
+	// The same data once more gives the same model: nothing is published.
+	again := retrain(cfg)
+	if again.Result != model.EventUnchanged || current() != third.Candidate.Version {
+		t.Errorf("the same data: %s", again.Line())
+	}
+	if want := "unchanged: the candidate is model " + current() + " again, which is in service; nothing was published"; again.Line() != want {
+		t.Errorf("%s, want %s", again.Line(), want)
+	}
+	if e := last(); e.Kind != model.EventUnchanged || e.Version != current() || !e.Retraining || e.Detail != again.Line() {
+		t.Errorf("history %+v", e)
+	}
+	// Another false-positive rate is another model, from the same data.
+	cfg.FalsePositiveRate = .06
+	if third = retrain(cfg); third.Result != model.EventPublished || current() != third.Candidate.Version {
+		t.Errorf("another rate: %s", third.Line())
+	}
+
 	// Labels at random: refused for its accuracy.
 	noise := clusters(3, 800, "a", "b", "d")
 	random := rand.New(rand.NewPCG(4, 4))

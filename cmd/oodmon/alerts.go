@@ -32,7 +32,7 @@ The budget of the OOD rate, alerts.ood_budget, has to lie above the false-positi
 rate, or a healthy stream uses it up, and below 1/14.4, or the fastest alert can
 never fire. Exit code 2: it does not, or the file is wrong.`,
 		Example: `  oodmon alerts generate --config oodmon.yml --output /etc/prometheus/oodmon.rules.yml
-  oodmon alerts generate --config oodmon.yml | promtool check rules`,
+  oodmon alerts generate --output rules.yml && promtool check rules rules.yml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := monitor.LoadConfig(config)

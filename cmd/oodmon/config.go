@@ -21,7 +21,9 @@ func newConfigCommand() *cobra.Command {
 		Short: "Say what is wrong with a configuration file",
 		Long: `check reads the file as 'oodmon run' would, with unknown keys refused, and prints
 everything that is wrong with it. It connects to nothing. Exit code 2: the file
-is wrong. With --print it writes the whole configuration, defaults included. That
+is wrong. What may be right on another machine is a warning on standard error: a
+file or folder that it names and that is not here, and a budget of the OOD rate
+for which 'oodmon alerts generate' can make no rules. With --print it writes the whole configuration, defaults included. That
 holds no secret: passwords are named by file or environment variable, and neither
 is read; of the webhooks' addresses, which may hold a token, only the host is shown.`,
 		Example: `  oodmon config check oodmon.yml
@@ -31,6 +33,9 @@ is read; of the webhooks' addresses, which may hold a token, only the host is sh
 			cfg, err := monitor.LoadConfig(args[0])
 			if err != nil {
 				return withExit(exitUsage, err)
+			}
+			for _, warning := range cfg.Warnings() {
+				fmt.Fprintf(cmd.ErrOrStderr(), "oodmon: warning: %s\n", warning)
 			}
 			if show {
 				hidePath(&cfg.Alerts.Evaluate.WebhookURL)

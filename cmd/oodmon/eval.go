@@ -103,7 +103,7 @@ histograms with the threshold, reliability, classes, confusions and a map.`,
 				}
 				fitted, err := compare(cmd.Context(), opts, choices, inside, outside, cmd.ErrOrStderr())
 				if err != nil {
-					return err
+					return withCalibrationHint(err)
 				}
 				all = append(all, fitted...)
 			}

@@ -188,8 +188,32 @@ func TestAlertsGenerate(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := oodmon(t, 2, "alerts", "generate", "--config", config)
-	if want := "alerts.ood_budget: 0.01 must lie above retrain.false_positive_rate, 0.01"; !strings.Contains(o.stderr, want) || o.stdout != "" {
+	if want := "alerts.ood_budget: 0.01 must lie above the false-positive rate, 0.01"; !strings.Contains(o.stderr, want) || o.stdout != "" {
 		t.Errorf("%q, want %q", o.stderr, want)
+	}
+}
+
+// Only who makes rules of it is bound by what rules can do.
+func TestConfigCheckWarns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "oodmon.yml")
+	text := `
+kafka: {brokers: ["localhost:9092"], tls: {enabled: true, ca_file: nowhere.pem}}
+input: {topic: in}
+output: {topic: out}
+dead_letter: {topic: dead}
+model: {registry: /r}
+retrain: {false_positive_rate: 0.1}
+`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const budget = "alerts.ood_budget: no budget fits a false-positive rate of 0.1: it must lie above the rate, and below 1/14.4 = 0.0694\n"
+	o := oodmon(t, 0, "config", "check", path)
+	if want := "oodmon: warning: kafka.tls.ca_file: stat nowhere.pem: no such file or directory\noodmon: warning: 'oodmon alerts generate' will refuse this: " + budget; o.stderr != want || o.stdout != path+": OK\n" {
+		t.Errorf("%s%swant %s", o.stdout, o.stderr, want)
+	}
+	if o := oodmon(t, 2, "alerts", "generate", "--config", path); o.stderr != "oodmon: configuration "+path+": "+budget || o.stdout != "" {
+		t.Errorf("%s%s", o.stdout, o.stderr)
 	}
 }
 
@@ -285,7 +309,7 @@ func TestEvalDetectors(t *testing.T) {
 		{append([]string{"eval", "--model", "x", "--data", "y"}, files...), 2, "--data and --calibration are for --detectors"},
 		{append(fit, "--detectors", "svm"), 2, `--detectors: "svm" is neither all nor one of ["isomax+"`},
 		{append(fit, "--detectors", "knn:es"), 2, `--detectors: score "es" is not one of ["distance"] of knn`},
-		{append(fit, "--detectors", "knn", "--alpha", "0.001"), 1, "knn: calibrate: too few calibration records: 1212 for a false-positive rate of 0.001 with confidence 0.95; at least 2995 are needed"},
+		{append(fit, "--detectors", "knn", "--alpha", "0.001"), 1, "knn: calibrate: too few calibration records: 1212 for a false-positive rate of 0.001 with confidence 0.95; at least 2995 are needed: give more of them (--calibration), or allow a higher rate (--alpha)"},
 	} {
 		if o := oodmon(t, test.code, test.args...); !strings.Contains(o.stderr, test.want) {
 			t.Errorf("%v: %s, want %q", test.args, o.stderr, test.want)
@@ -391,7 +415,11 @@ func TestModels(t *testing.T) {
 		args := append([]string{"model", "import", "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--registry", registry, "--alpha", alpha}, more...)
 		return strings.TrimSpace(oodmon(t, 0, args...).stdout)
 	}
-	first, second := add("0.01", "--promote"), add("0.05")
+	first, promoted := strings.CutPrefix(add("0.01", "--promote"), "in service: ")
+	if !promoted {
+		t.Errorf("imported and promoted: %q", first)
+	}
+	second := add("0.05")
 	show := func() (version string, alpha float64) {
 		t.Helper()
 		var info struct {
@@ -474,7 +502,7 @@ retrain: {data: {files: [%q]}, recipe: {epochs: 2}%s}
 	if err := json.Unmarshal([]byte(o.stdout), &report); err != nil || report.Result != "refused" || !strings.Contains(o.stderr, "min_accuracy: ") {
 		t.Errorf("%v: %s%s", err, o.stdout, o.stderr)
 	}
-	if o := oodmon(t, 1, "retrain", "--config", config(", false_positive_rate: 0.001")); !strings.Contains(o.stderr, "at least 2995 are needed") {
+	if o := oodmon(t, 1, "retrain", "--config", config(", false_positive_rate: 0.001")); !strings.Contains(o.stderr, "at least 2995 are needed: more labelled records would do, a larger retrain.calibration_share, or a higher retrain.false_positive_rate") {
 		t.Errorf("%s", o.stderr)
 	}
 	if o := oodmon(t, 2, "retrain", "--config", config(", held_out_share: 0.9")); !strings.Contains(o.stderr, "must be positive and leave something to fit") {

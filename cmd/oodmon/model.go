@@ -58,6 +58,14 @@ func (s *share) Set(text string) error {
 	return nil
 }
 
+// withCalibrationHint says by which flags there are enough calibration records.
+func withCalibrationHint(err error) error {
+	if errors.Is(err, model.ErrTooFewCalibrationRecords) {
+		return fmt.Errorf("%w: give more of them (--calibration), or allow a higher rate (--alpha)", err)
+	}
+	return err
+}
+
 func must(err error) {
 	if err != nil {
 		panic(err) // a flag that this program does not define
@@ -258,27 +266,64 @@ func locked(ctx context.Context, location string, fn func(*model.Registry) error
 	return fn(models)
 }
 
+// checkDimension refuses to put a model into service that is for embeddings of
+// another dimension than the one that is there. One that cannot be read is no
+// reason to keep it.
+func checkDimension(ctx context.Context, models *model.Registry, m *model.Model) error {
+	version, err := models.Current(ctx)
+	if errors.Is(err, model.ErrNoCurrent) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	current, err := models.Load(ctx, version)
+	if err != nil || current.Dim() == m.Dim() {
+		return nil
+	}
+	return fmt.Errorf("the model is for embeddings of dimension %d, and %s, which is in service, for dimension %d: a running monitor would not take it in, and once restarted reject every embedding of dimension %d; --force puts it into service all the same",
+		m.Dim(), version, current.Dim(), current.Dim())
+}
+
+func addForceFlag(f *pflag.FlagSet, force *bool) {
+	f.BoolVar(force, "force", false, "put the model into service though it is for embeddings of another dimension")
+}
+
 func newModelPromoteCommand(registry *string) *cobra.Command {
-	return &cobra.Command{
+	force := false
+	cmd := &cobra.Command{
 		Use:   "promote --registry DIR VERSION|FILE",
 		Short: "Put a model into service",
 		Long: `promote puts a version of the registry into service, or adds a model file to the
-registry and puts that into service.`,
+registry and puts that into service. A model for embeddings of another dimension
+than the one in service needs --force: running monitors do not take it in, and
+have to be restarted when the embeddings change.`,
 		Example: `  oodmon model promote --registry /var/lib/oodmon/registry 0123456789ab
   oodmon model promote --registry /var/lib/oodmon/registry head.safetensors`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			version := args[0]
+			version, fromFile := args[0], false
 			var m *model.Model
 			if _, err := os.Stat(version); err == nil {
 				if m, err = model.ReadFile(version); err != nil {
 					return err
 				}
+				fromFile = true
 			} else if strings.ContainsAny(version, "./\\") { // the name of a file, not a version
 				return err
 			}
 			return locked(cmd.Context(), *registry, func(models *model.Registry) (err error) {
-				if m != nil {
+				if !fromFile {
+					if m, err = models.Load(cmd.Context(), version); err != nil {
+						return err
+					}
+				}
+				if !force {
+					if err := checkDimension(cmd.Context(), models, m); err != nil {
+						return err
+					}
+				}
+				if fromFile {
 					version, err = models.Publish(cmd.Context(), m, model.Event{Detail: "by hand"})
 				} else {
 					err = models.Promote(cmd.Context(), version)
@@ -291,6 +336,8 @@ registry and puts that into service.`,
 			})
 		},
 	}
+	addForceFlag(cmd.Flags(), &force)
+	return cmd
 }
 
 func newModelRollbackCommand(registry *string) *cobra.Command {
@@ -321,7 +368,7 @@ func newModelImportCommand(registry *string) *cobra.Command {
 		detector, score string
 		calibration     []string
 		classes         []string
-		promote         bool
+		promote, force  bool
 		alpha, delta    float64
 	)
 	cmd := &cobra.Command{
@@ -345,10 +392,10 @@ linear layer between the embeddings and the head comes along as the tensor
 transform.matrix [D, K] (a torch.nn.Linear's weight, transposed), or, for identity
 plus low rank, x + (x·U)·V, as transform.u [D, r] and transform.v [r, D].
 The temperature of the probabilities is fitted to the calibration records that
-have a label; without labels it stays what the file says. Class names come from
---classes, else from the file's metadata (classes, a JSON
-array), else they are numbers. The model goes to a file, or to a registry; there
---promote puts it into service.`,
+have a label; without labels, or behind a layer with K other than D, it stays what
+the file says. Class names come from --classes, else from the file's metadata
+(classes, a JSON array), else they are numbers. The model goes to a file, or to a
+registry; there --promote puts it into service, under the rules of 'model promote'.`,
 		Example: `  oodmon model import --head head.safetensors --calibration val.arrow --output model.safetensors
   oodmon model import --head head.safetensors --calibration val.parquet --registry /var/lib/oodmon/registry --promote
   oodmon model import --head classifier.safetensors --detector softmax --score energy --calibration val.parquet --output model.safetensors`,
@@ -360,15 +407,22 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 			if promote && *registry == "" {
 				return withExit(exitUsage, errors.New("--promote needs --registry"))
 			}
+			if force && !promote {
+				return withExit(exitUsage, errors.New("--force needs --promote"))
+			}
 			m, err := importHead(head, detector, score, classes, alpha, delta)
 			if err != nil {
 				return err
 			}
 			temperature, err := trainer.Calibrate(cmd.Context(), m, trainer.Files(calibration...))
 			if err != nil {
-				return err
+				return withCalibrationHint(err)
 			}
-			fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+temperature.String())
+			text := temperature.String()
+			if temperature.Records == 0 && temperature.Unfitted == "" && classes == nil {
+				text += "; where they have labels, name the classes as these do, by --classes"
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+text)
 			if output != "" {
 				if err := writeModel(output, m); err != nil {
 					return err
@@ -377,7 +431,14 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 				return err
 			}
 			return locked(cmd.Context(), *registry, func(models *model.Registry) error {
+				what := ""
 				if promote {
+					what = "in service: "
+					if !force {
+						if err := checkDimension(cmd.Context(), models, m); err != nil {
+							return err
+						}
+					}
 					if _, err := models.Publish(cmd.Context(), m, model.Event{Detail: "imported from " + head}); err != nil {
 						return err
 					}
@@ -386,7 +447,7 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 				} else if err := models.Record(cmd.Context(), model.Event{Kind: model.EventImported, Version: m.Version, Detail: "from " + head}); err != nil {
 					return err
 				}
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), m.Version)
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), what+m.Version)
 				return err
 			})
 		},
@@ -399,6 +460,7 @@ array), else they are numbers. The model goes to a file, or to a registry; there
 	f.StringSliceVar(&classes, "classes", nil, "class names in the order of the prototypes")
 	f.StringVar(&output, "output", "", "model file to write")
 	f.BoolVar(&promote, "promote", false, "put the model into service")
+	addForceFlag(f, &force)
 	addRateFlags(f, &alpha, &delta)
 	must(cmd.MarkFlagRequired("head"))
 	must(cmd.MarkFlagRequired("calibration"))

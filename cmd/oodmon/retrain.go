@@ -32,7 +32,10 @@ that it has at the start. Running monitors take the new model in.
 The registry's lock keeps two runs apart, and what comes of a run is recorded in
 its history. Nothing half-written is ever in service.
 
-Exit codes: 0 published, 3 refused by the gate (the report says why), 1 failed,
+A candidate that equals the model in service, as one from unchanged data does, is
+not published: monitors would gather their evidence of drift anew for nothing.
+
+Exit codes: 0 published, or unchanged, 3 refused by the gate (the report says why), 1 failed,
 2 wrong configuration.`,
 		Example: `  oodmon retrain --config oodmon.yml
   oodmon retrain --config oodmon.yml --json > report.json

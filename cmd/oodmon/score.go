@@ -51,6 +51,9 @@ format of --input-format. MODEL is a model file, or a registry.`,
 			if fdrMethod != fdrBH && fdrMethod != fdrStorey {
 				return withExit(exitUsage, fmt.Errorf("--fdr-method: %q is not one of [%q %q]", fdrMethod, fdrBH, fdrStorey))
 			}
+			if fdr == 0 && cmd.Flags().Changed("fdr-method") {
+				return withExit(exitUsage, errors.New("--fdr-method needs --fdr"))
+			}
 			if fdr > 0 && slices.Contains(args, "-") {
 				return withExit(exitUsage, errors.New("--fdr reads its input twice, so standard input will not do: write it to a file"))
 			}
@@ -61,6 +64,9 @@ format of --input-format. MODEL is a model file, or a registry.`,
 			s, err := newScorer(m)
 			if err != nil {
 				return err
+			}
+			if text := s.Pooled(); text != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "oodmon: "+text)
 			}
 			cut := float32(-1)
 			if fdr > 0 {

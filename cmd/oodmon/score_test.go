@@ -199,14 +199,19 @@ func TestScoreFDR(t *testing.T) {
 			t.Errorf("standard error %q, want %q", stderr, want)
 		}
 	}
-	if inside, outside, _ := count("--per-class"); inside > 50 || outside < 500 {
+	inside, outside, stderr := count("--per-class")
+	if inside > 50 || outside < 500 {
 		t.Errorf("by class: %d of 2020 known and %d of 1922 unknown digits are called OOD", inside, outside)
+	}
+	if want := "oodmon: per class: 0 of 8 classes have a threshold of their own, which takes 299 calibration records each; the others share one\n"; stderr != want {
+		t.Errorf("by class: %swant %s", stderr, want)
 	}
 	for _, test := range []struct {
 		args []string
 		want string
 	}{
 		{[]string{"--fdr", "0.1", "-"}, "--fdr reads its input twice, so standard input will not do"},
+		{[]string{"--fdr-method", "storey", digits("test.arrow")}, "--fdr-method needs --fdr"},
 		{[]string{"--fdr", "2", digits("test.arrow")}, "it must be a number between 0 and 1"},
 		{[]string{"--fdr", "0.1", "--fdr-method", "by", digits("test.arrow")}, `--fdr-method: "by" is not one of ["bh" "storey"]`},
 	} {

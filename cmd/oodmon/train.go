@@ -65,7 +65,7 @@ carries.`,
 			m, report, err := trainer.Train(cmd.Context(), opts)
 			done()
 			if err != nil {
-				return err
+				return withCalibrationHint(err)
 			}
 			if err := writeModel(output, m); err != nil {
 				return err
