@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
@@ -76,7 +77,7 @@ func TestStableOffsetResponse(t *testing.T) {
 // not committed after it, or its records would come again.
 func TestNothingIsCommittedAfterAFailedTransaction(t *testing.T) {
 	c, err := New(Config{
-		Topic: "t", Group: "g", Start: "earliest", OutOfRange: "fail", MaxRecords: 1, MaxBytes: 1, MaxWait: 1, MaxMessageBytes: 1,
+		Topic: "t", Group: "g", Start: "earliest", OutOfRange: "fail", MaxRecords: 1, MaxBytes: 1, MaxWait: time.Millisecond, MaxMessageBytes: 1,
 		Fence:   func(context.Context, int) error { return nil },
 		Release: func(context.Context, int, string) error { return nil },
 	}, nil, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
