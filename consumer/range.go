@@ -1,9 +1,11 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/oodmon/oodmon/internal/kafkaconn"
@@ -24,7 +26,7 @@ type RangeConfig struct {
 	Progress func(read, total int64)
 }
 
-// ReadRange reads every partition of a topic, one after the other, from
+// ReadRange reads every partition of a topic, one after the other by number, from
 // cfg.From up to the ends that they had when it was called, without a consumer
 // group. Records that retention removes meanwhile are left out. Passing failures
 // are tried again; an error of fn ends it and is returned.
@@ -40,7 +42,9 @@ func ReadRange(ctx context.Context, conn *kafkaconn.Client, cfg RangeConfig, fn 
 	}
 	var readers []*reader
 	total := int64(0)
-	for _, p := range meta.Topics[0].Partitions {
+	partitions := meta.Topics[0].Partitions // in no order: the same records are to come in the same one
+	slices.SortFunc(partitions, func(a, b kafka.Partition) int { return cmp.Compare(a.ID, b.ID) })
+	for _, p := range partitions {
 		r := &reader{
 			conn: conn, topic: cfg.Topic, partition: p.ID, maxWait: 500 * time.Millisecond,
 			maxRecords: cfg.MaxRecords, maxBytes: cfg.MaxBytes, maxMessage: cfg.MaxMessageBytes,
