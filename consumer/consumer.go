@@ -52,10 +52,9 @@ type Consumer struct {
 
 // progress is how far a worker has come.
 type progress struct {
-	position, end int64
-	written       int64     // as reader.written
-	moved         time.Time // when the position last moved, or nothing waited
-	err           error     // of the last attempt, or nil
+	position, end, written int64     // as a reader's
+	moved                  time.Time // when the position last moved, or nothing waited
+	err                    error     // of the last attempt, or nil
 }
 
 // New checks the configuration. It doesn't connect.
@@ -394,7 +393,7 @@ func (w *worker) step(handler Handler) error {
 	idle := true
 	err := w.fetch(w.running, func(b *Batch, next int64) error {
 		idle = false
-		w.waiting(w.progress, w.position, w.end)
+		w.waiting(w.progress, w.position, w.end, w.written)
 		w.showLag(w.position)
 		if len(b.Messages) > 0 {
 			if err := w.handle(handler, b, next); err != nil {
@@ -411,7 +410,7 @@ func (w *worker) step(handler Handler) error {
 				return err
 			}
 		}
-		w.moved(w.progress, next, w.end)
+		w.moved(w.progress, next, w.end, w.written)
 		w.showLag(next)
 		return w.running.Err() // what was fetched beyond is left to the next owner
 	})
@@ -422,7 +421,7 @@ func (w *worker) step(handler Handler) error {
 		fallthrough
 	case err == nil:
 		w.retry = backoff{}
-		w.moved(w.progress, w.position, w.end)
+		w.moved(w.progress, w.position, w.end, w.written)
 		w.showLag(w.position)
 	case errors.Is(err, kafka.OffsetOutOfRange) && !is[*handleError](err):
 		return w.reset(err)
@@ -434,9 +433,6 @@ func (w *worker) step(handler Handler) error {
 
 func (w *worker) showLag(position int64) {
 	w.lag.Set(float64(max(0, w.written-position)))
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.progress.written = w.written
 }
 
 // tellOfTransaction logs that all that can be read has been, but for records that an
@@ -639,20 +635,20 @@ func (c *Consumer) exit(partition int) {
 }
 
 // waiting says that the records from position on are read but not yet handled.
-func (c *Consumer) waiting(p *progress, position, end int64) {
+func (c *Consumer) waiting(p *progress, position, end, written int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p.position, p.end = position, end
+	p.position, p.end, p.written = position, end, written
 }
 
-func (c *Consumer) moved(p *progress, position, end int64) {
+func (c *Consumer) moved(p *progress, position, end, written int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if position != p.position || position >= end {
 		p.moved = time.Now()
 		c.metrics.lastProgress.SetToCurrentTime()
 	}
-	p.position, p.end, p.err = position, end, nil
+	p.position, p.end, p.written, p.err = position, end, written, nil
 }
 
 func (w *worker) failed(operation string, err error) {
@@ -680,7 +676,7 @@ func (c *Consumer) Lag() int64 {
 	defer c.mu.Unlock()
 	lag := int64(0)
 	for _, p := range c.partitions {
-		lag += max(0, p.end-p.position, p.written-p.position)
+		lag += max(0, p.written-p.position)
 	}
 	return lag
 }

@@ -18,12 +18,12 @@ func TestHealthyFailsWhileTheFirstBatchAfterAPauseIsStuck(t *testing.T) {
 	c := &Consumer{cfg: Config{Topic: "t"}, metrics: newMetrics(prometheus.NewRegistry()), partitions: map[int]*progress{}, left: map[int]*progress{}}
 	c.setMember(true)
 	p := c.enter(3)
-	c.moved(p, 100, 100)
+	c.moved(p, 100, 100, 100)
 	p.moved = time.Now().Add(-time.Hour) // nothing has come for an hour
 	if err := c.Healthy(time.Minute); err != nil {
 		t.Errorf("with nothing to read: %v", err)
 	}
-	c.waiting(p, 100, 110)
+	c.waiting(p, 100, 110, 110)
 	want := regexp.MustCompile(`^t\[3\] stands at offset 100 of 110 since \S+Z$`)
 	if err := c.Healthy(time.Minute); err == nil || !want.MatchString(err.Error()) {
 		t.Errorf("with ten records in hand for an hour: %v, want %s", err, want)
@@ -31,7 +31,7 @@ func TestHealthyFailsWhileTheFirstBatchAfterAPauseIsStuck(t *testing.T) {
 	if got := c.Lag(); got != 10 {
 		t.Errorf("lag %d, want 10", got)
 	}
-	c.moved(p, 110, 110)
+	c.moved(p, 110, 110, 110)
 	if err := c.Healthy(time.Minute); err != nil {
 		t.Errorf("with all read: %v", err)
 	}
@@ -43,8 +43,8 @@ func TestHealthyFailsAcrossGenerations(t *testing.T) {
 	c := &Consumer{cfg: Config{Topic: "t", Group: "g"}, metrics: newMetrics(prometheus.NewRegistry()), partitions: map[int]*progress{}, left: map[int]*progress{}}
 	c.setMember(true)
 	stuck, idle := c.enter(3), c.enter(4)
-	c.waiting(stuck, 100, 110)
-	c.moved(idle, 7, 7)
+	c.waiting(stuck, 100, 110, 110)
+	c.moved(idle, 7, 7, 7)
 	stuck.moved = time.Now().Add(-time.Hour)
 	check := func(when, want string) {
 		t.Helper()
@@ -64,7 +64,7 @@ func TestHealthyFailsAcrossGenerations(t *testing.T) {
 	c.enter(4)
 	stuck = c.enter(3)
 	check("in the next one", stands)
-	c.moved(stuck, 105, 110)
+	c.moved(stuck, 105, 110, 110)
 	check("after progress", "")
 	stuck.moved = time.Now().Add(-time.Hour)
 	c.exit(3)

@@ -768,6 +768,20 @@ func TestPoll(t *testing.T) {
 	})
 }
 
+// idle makes a monitor that does not run, and what it logs to.
+func (f *fixture) idle(t *testing.T) (m *Monitor, log *bytes.Buffer) {
+	t.Helper()
+	log = &bytes.Buffer{}
+	m, err := New(t.Context(), f.cfg, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range m.listeners {
+		t.Cleanup(func() { _ = l.Close() })
+	}
+	return m, log
+}
+
 // A line of the history that cannot be read is told, once.
 func TestPollTellsOfTornHistory(t *testing.T) {
 	f := newFixture(t)
@@ -781,14 +795,7 @@ func TestPollTellsOfTornHistory(t *testing.T) {
 	if err := history.Close(); err != nil {
 		t.Fatal(err)
 	}
-	var log bytes.Buffer
-	m, err := New(t.Context(), f.cfg, slog.New(slog.NewTextHandler(&log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range m.listeners {
-		defer l.Close()
-	}
+	m, log := f.idle(t)
 	m.observeRetraining(t.Context())
 	m.observeRetraining(t.Context())
 	if got := strings.Count(log.String(), "lines of the registry's history cannot be read"); got != 1 || !strings.Contains(log.String(), "lines=[2]") {
@@ -801,14 +808,7 @@ func TestModelThatDoesNotFit(t *testing.T) {
 	f := newFixture(t)
 	f.cfg.Model.PerClass = true
 	f.cfg.Alerts.OODBudget = .2
-	var log bytes.Buffer
-	m, err := New(t.Context(), f.cfg, slog.New(slog.NewTextHandler(&log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range m.listeners {
-		defer l.Close()
-	}
+	_, log := f.idle(t)
 	for _, want := range []string{
 		"per class: 0 of 4 classes have a threshold of their own, which takes 299 calibration records each; the others share one",
 		"alerts.ood_budget: 0.2 must lie below 1/14.4",
