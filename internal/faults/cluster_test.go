@@ -58,9 +58,7 @@ func (c *cluster) begin(t testing.TB, protocol string, settings ...string) {
 			behind = at(node, wirePort)
 		}
 		p := toxiproxy.NewProxy(server, fmt.Sprint("node-", node), at(node, outerPort), behind)
-		if err := server.Collection.Add(p, true); err != nil {
-			t.Fatal(err)
-		}
+		kafkatest.Eventually(t, portTaken, func() error { return server.Collection.Add(p, true) })
 		c.network = append(c.network, p)
 		addresses = append(addresses, at(node, outerPort))
 	}
@@ -74,6 +72,10 @@ func (c *cluster) begin(t testing.TB, protocol string, settings ...string) {
 	}, settings...)
 	c.Broker = kafkatest.StartReal(t, c.nodes, port, settings...)
 }
+
+// portTaken is how long a port that was free may be taken: a process that is started
+// while freeRange looks at it holds it until it runs its program.
+const portTaken = 10 * time.Second
 
 // guardPort is held as long as a range of ports is in use.
 const guardPort = 399

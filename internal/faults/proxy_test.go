@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/oodmon/oodmon/internal/kafkatest"
 )
 
 // The requests that faults wait for, by their numbers in Kafka's protocol.
@@ -49,10 +51,11 @@ type wire struct {
 // every frame, from many goroutines, one at a time.
 func startWire(t testing.TB, listen, upstream string) *wire {
 	t.Helper()
-	l, err := net.Listen("tcp", listen)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var l net.Listener
+	kafkatest.Eventually(t, portTaken, func() (err error) {
+		l, err = net.Listen("tcp", listen)
+		return err
+	})
 	w := &wire{listener: l, upstream: upstream}
 	w.open.Go(func() {
 		for {
