@@ -91,31 +91,26 @@ func TestFaults(t *testing.T) {
 	kafkatest.NeedReal(t)
 	t.Parallel()
 	s := seed(t)
-	tables := make([]*report, *runsFlag)
-	for run := range tables {
-		tables[run] = &report{seed: s + uint64(run)}
-		for _, g := range groups {
-			for _, f := range g.faults {
-				tables[run].order = append(tables[run].order, f.name)
-			}
+	table := &report{results: make(map[string][]result), rows: make(map[string]string)}
+	for _, g := range groups {
+		for _, f := range g.faults {
+			table.order = append(table.order, f.name)
 		}
 	}
 	var all sync.WaitGroup
 	for _, g := range groups {
-		all.Go(func() { t.Run(g.name, func(t *testing.T) { g.run(t, tables) }) })
+		all.Go(func() { t.Run(g.name, func(t *testing.T) { g.run(t, s, table) }) })
 	}
 	all.Wait()
-	for _, table := range tables {
-		table.publish(t)
-	}
+	table.publish(t)
 }
 
-// run injects the faults of a group once for each table, with its seed. The
+// run injects the faults of a group once in each run, with a seed of its own. The
 // clusters live through all runs.
-func (g group) run(t *testing.T, tables []*report) {
+func (g group) run(t *testing.T, seed uint64, table *report) {
 	type job struct{ run, fault int }
-	queue := make(chan job, len(tables)*len(g.faults))
-	for run := range tables {
+	queue := make(chan job, *runsFlag*len(g.faults))
+	for run := range *runsFlag {
 		for i := range g.faults {
 			queue <- job{run, i}
 		}
@@ -132,7 +127,7 @@ func (g group) run(t *testing.T, tables []*report) {
 						c = g.start(t)
 					}
 					id := fmt.Sprintf("%s-%d-%d", strings.ReplaceAll(g.name, "=", "-"), j.run, j.fault)
-					try(inner, c, f, id, tables[j.run])
+					try(inner, c, f, id, seed+uint64(j.run), table)
 				})
 			}
 		})
@@ -140,11 +135,11 @@ func (g group) run(t *testing.T, tables []*report) {
 	lanes.Wait()
 }
 
-func try(t *testing.T, c *cluster, f fault, name string, table *report) {
+func try(t *testing.T, c *cluster, f fault, name string, seed uint64, table *report) {
 	begun := time.Now()
 	h := fnv.New64()
 	h.Write([]byte(f.name))
-	tr := &trial{cluster: c, t: t, random: rand.New(rand.NewPCG(table.seed, h.Sum64()))}
+	tr := &trial{cluster: c, t: t, random: rand.New(rand.NewPCG(seed, h.Sum64()))}
 	defer c.rule(nil)
 	for _, delivery := range []string{atLeastOnce, exactlyOnce} {
 		id := name + "-" + delivery[:2]
@@ -152,7 +147,7 @@ func try(t *testing.T, c *cluster, f fault, name string, table *report) {
 	}
 	for _, d := range tr.all {
 		d.start()
-		d.produce(table.seed)
+		d.produce(seed)
 	}
 	for _, d := range tr.all {
 		d.waitForResults(200)
@@ -172,10 +167,10 @@ func try(t *testing.T, c *cluster, f fault, name string, table *report) {
 		d.committedIsDurable()
 		d.waitForResults(100)
 		a := d.settle()
-		table.add(f.name, times, c.nodes, d.delivery, a, recovery[i])
+		table.add(f.name, c.nodes, d.delivery, result{seed, times, a, recovery[i]})
 		t.Logf("%s: %d times, %d records in, %d lost, %d twice, recovered in %v", d.delivery, times, a.in, a.lost, a.twice, recovery[i].Round(time.Millisecond))
 	}
-	t.Logf("seed %d: %v in all", table.seed, time.Since(begun).Round(time.Second))
+	t.Logf("seed %d: %v in all", seed, time.Since(begun).Round(time.Second))
 }
 
 // pause waits between half of d and one and a half.

@@ -51,30 +51,54 @@ func seed(t testing.TB) uint64 {
 	return s
 }
 
-// A report is the table of what was injected and what became of the records.
+// A report is the table of what was injected, in all runs, and what became of the
+// records.
 type report struct {
-	seed  uint64
-	order []string // of the faults
-	mu    sync.Mutex
-	rows  map[string]string // by their first columns
+	order   []string // of the faults
+	mu      sync.Mutex
+	results map[string][]result // by the first columns of their row
+	rows    map[string]string   // the rest of each row
 }
 
-const reportHead = `| fault | brokers | delivery | injected | records in | scored | dead letters | lost | twice | recovered in | seed |
-|---|---|---|---|---|---|---|---|---|---|---|
+// A result is what one run of a fault came to.
+type result struct {
+	seed  uint64
+	times int
+	account
+	recovery time.Duration
+}
+
+const reportHead = `| fault | brokers | delivery | runs | injected | records in | scored | dead letters | lost | twice | recovered in (the longest) | seeds |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 `
 
-func (r *report) add(fault string, times, brokers int, delivery string, a account, recovery time.Duration) {
+// add takes in a result, and tells the row anew: sums, and the median of the recovery.
+func (r *report) add(fault string, brokers int, delivery string, one result) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	key := fmt.Sprintf("| %s | %d | %s |", fault, brokers, delivery)
-	r.put(key, fmt.Sprintf(" %d | %d | %d | %d | %d | %d | %.1f s | %d |\n", times, a.in, a.scored, a.letters, a.lost, a.twice, recovery.Seconds(), r.seed))
-}
-
-func (r *report) put(key, rest string) {
-	if r.rows == nil {
-		r.rows = make(map[string]string)
+	all := append(r.results[key], one)
+	r.results[key] = all
+	var sum result
+	var recovery []time.Duration
+	first, last := all[0].seed, all[0].seed
+	for _, x := range all {
+		sum.times += x.times
+		sum.in += x.in
+		sum.scored += x.scored
+		sum.letters += x.letters
+		sum.lost += x.lost
+		sum.twice += x.twice
+		recovery = append(recovery, x.recovery)
+		first, last = min(first, x.seed), max(last, x.seed)
 	}
-	r.rows[key] = rest
+	slices.Sort(recovery)
+	seeds := fmt.Sprint(first)
+	if last > first {
+		seeds += fmt.Sprint(" to ", last)
+	}
+	r.rows[key] = fmt.Sprintf(" %d | %d | %d | %d | %d | %d | %d | %.1f s (%.1f s) | %s |\n", len(all), sum.times, sum.in, sum.scored, sum.letters, sum.lost, sum.twice,
+		recovery[len(recovery)/2].Seconds(), recovery[len(recovery)-1].Seconds(), seeds)
 }
 
 // table returns the rows of the faults that there are, in their order.
@@ -107,16 +131,14 @@ func (r *report) publish(t *testing.T) {
 	if !ok || !ok2 {
 		t.Fatalf("%s has no markers <!-- faults --> and <!-- /faults -->", *reportFlag)
 	}
-	all := report{order: r.order}
+	all := report{order: r.order, rows: make(map[string]string)}
 	for line := range strings.Lines(strings.TrimPrefix(old, reportHead)) {
 		columns := strings.SplitAfterN(line, "|", 5)
 		if len(columns) == 5 {
-			all.put(strings.Join(columns[:4], ""), columns[4])
+			all.rows[strings.Join(columns[:4], "")] = columns[4]
 		}
 	}
-	for key, rest := range r.rows {
-		all.put(key, rest)
-	}
+	maps.Copy(all.rows, r.rows)
 	if err := os.WriteFile(*reportFlag, []byte(before+"<!-- faults -->\n"+all.table()+"<!-- /faults -->"+after), 0o644); err != nil {
 		t.Fatal(err)
 	}
