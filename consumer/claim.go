@@ -68,10 +68,7 @@ func (w *worker) claim() error {
 	if err != nil {
 		return fmt.Errorf("claim %s[%d]: %w", w.topic, w.partition, err)
 	}
-	if offset < 0 && w.committed >= 0 {
-		w.remade.Store(true) // with a topic, the broker deletes what was committed in it
-	}
-	w.position, w.handled, w.committed, w.claimed = offset, offset, offset, true
+	w.position, w.handled, w.committed, w.claimed, w.confirmed = offset, offset, offset, true, false
 	return nil
 }
 

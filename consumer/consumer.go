@@ -47,7 +47,10 @@ type Consumer struct {
 	left       map[int]*progress // of partitions that were given up while records waited
 	known      int               // partitions of the topic when it was first seen
 	remade     atomic.Bool       // the topic has been away
+	rejoin     atomic.Bool       // a worker doubts what the group's coordinator has told
 	fatal      error
+
+	groupReached map[int]reached // of each partition that this process has had
 }
 
 // progress is how far a worker has come.
@@ -70,7 +73,7 @@ func New(cfg Config, conn *kafkaconn.Client, newHandler func(partition int) Hand
 	}
 	return &Consumer{
 		cfg: cfg, conn: conn, newHandler: newHandler, metrics: newMetrics(reg), log: log,
-		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress),
+		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress), groupReached: make(map[int]reached),
 	}, nil
 }
 
@@ -210,20 +213,23 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 	c.metrics.assigned.Set(0)
 }
 
-// watchAssignments returns when ctx is done, or when the group has assigned more
-// or fewer partitions than the topic has: some were added, or the topic was
-// deleted, or made again. kafka-go's own watch compares the topic with itself,
+// watchAssignments returns when ctx is done, when a worker doubts what the coordinator
+// has told, or when the group has assigned more or fewer partitions than the topic has:
+// some were added, or the topic was deleted, or made again. kafka-go's own watch compares the topic with itself,
 // and never sees what changed between the assignment and its first look.
 func (c *Consumer) watchAssignments(ctx context.Context) {
 	differed := false
 	for kafkaconn.Sleep(ctx, watchInterval) == nil {
+		if c.rejoin.Swap(false) {
+			return // a worker has told why
+		}
 		assigned, have, err := c.assignments(ctx)
 		if err != nil || assigned == have {
 			differed = false // what fails is told by those who read
 			continue
 		}
 		if have == 0 {
-			c.remade.Store(true) // for the one that comes
+			c.madeAgain() // for the one that comes
 		}
 		if differed { // a cached answer would not twice
 			c.log.Info("the topic has other partitions than the group has assigned; joining again", "topic", c.cfg.Topic, "partitions", have, "assigned", assigned)
@@ -305,6 +311,7 @@ type worker struct {
 	running   context.Context // until the consumer ends, or the partition is taken away
 	draining  context.Context // a while longer: for the batch in hand
 	claimed   bool            // where Config.Fence is set: since the last failure
+	confirmed bool            // the offset to begin at
 	vanished  bool            // the broker did not know the topic
 	handled   int64           // everything before is acknowledged
 	committed int64
@@ -383,6 +390,9 @@ func (w *worker) run(handler Handler) error {
 func (w *worker) step(handler Handler) error {
 	if w.cfg.Fence != nil && !w.claimed {
 		return w.claim()
+	}
+	if !w.confirmed {
+		return w.confirm()
 	}
 	if w.position < 0 { // nothing is committed
 		return w.start()
@@ -475,7 +485,7 @@ func (w *worker) revisit() error {
 	}
 	if answer.Topics[w.topic][0].CommittedOffset < 0 {
 		w.log.Error("the topic has been deleted and made again; going on at its beginning", "offset", w.position, "going_on_at", first)
-		w.remade.Store(true)
+		w.madeAgain()
 		w.position, w.handled = first, first
 		if err := w.commit(); err != nil {
 			return err
@@ -509,6 +519,7 @@ func (w *worker) handle(handler Handler, b *Batch, next int64) error {
 		if err == nil {
 			if b.Claim != nil {
 				w.handled, w.committed = next, next
+				w.reach(next)
 				w.at.Set(float64(next))
 			}
 			return nil
@@ -537,6 +548,7 @@ func (w *worker) commit() error {
 		w.when = time.Now()
 		if err == nil {
 			w.committed = w.handled
+			w.reach(w.handled)
 			w.at.Set(float64(w.handled))
 			return nil
 		}
