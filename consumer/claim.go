@@ -69,6 +69,7 @@ func (w *worker) claim() error {
 		return fmt.Errorf("claim %s[%d]: %w", w.topic, w.partition, err)
 	}
 	w.position, w.handled, w.committed, w.claimed, w.confirmed = offset, offset, offset, true, false
+	w.told = time.Now()
 	return nil
 }
 

@@ -3,9 +3,11 @@ package consumer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/oodmon/oodmon/internal/kafkatest"
 	"github.com/segmentio/kafka-go"
@@ -13,78 +15,179 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// A coordinator that forgets for a while what was committed, as Kafka 4.3 does where it
-// is elected twice while it loads, is not believed: nothing comes twice.
-func TestForgetfulCoordinator(t *testing.T) {
-	for _, fenced := range []bool{false, true} {
-		name := "at-least-once"
-		if fenced {
-			name = "exactly-once"
+// A forgetful coordinator tells of other offsets than are committed, as that of Kafka
+// 4.3 does where it is elected twice while it loads.
+type forgetful struct {
+	on       atomic.Bool
+	throwOut atomic.Bool // the next member that asks
+}
+
+func forget(f *fixture, told func(partition int32) (offset int64)) *forgetful {
+	c := new(forgetful)
+	c.on.Store(true)
+	c.throwOut.Store(true)
+	f.Cluster.ControlKey(int16(kmsg.OffsetFetch), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		f.Cluster.KeepControl()
+		if !c.on.Load() {
+			return nil, nil, false
 		}
+		r := request.(*kmsg.OffsetFetchRequest)
+		answer := r.ResponseKind().(*kmsg.OffsetFetchResponse)
+		for _, topic := range r.Topics {
+			out := kmsg.OffsetFetchResponseTopic{Topic: topic.Topic}
+			for _, p := range topic.Partitions {
+				out.Partitions = append(out.Partitions, kmsg.OffsetFetchResponseTopicPartition{Partition: p, Offset: told(p), LeaderEpoch: -1})
+			}
+			answer.Topics = append(answer.Topics, out)
+		}
+		return answer, nil, true
+	})
+	f.Cluster.ControlKey(int16(kmsg.Heartbeat), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		f.Cluster.KeepControl()
+		if !c.throwOut.Swap(false) {
+			return nil, nil, false
+		}
+		answer := request.ResponseKind().(*kmsg.HeartbeatResponse)
+		answer.ErrorCode = kerr.UnknownMemberID.Code
+		return answer, nil, true
+	})
+	return c
+}
+
+func (f *fixture) says(text string) {
+	f.t.Helper()
+	kafkatest.Eventually(f.t, patience, func() error {
+		if !strings.Contains(f.logged(), text) {
+			return fmt.Errorf("the log does not say %q", text)
+		}
+		return nil
+	})
+}
+
+func (f *fixture) times(want map[string]int) {
+	f.t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for value, n := range want {
+		if f.values[value] != n {
+			f.t.Errorf("%q came %d times, want %d", value, f.values[value], n)
+		}
+	}
+}
+
+// commitClaims makes the handler commit, as it does with exactly-once delivery.
+func (f *fixture) commitClaims() {
+	f.cfg.Fence = func(context.Context, int) error { return nil }
+	f.cfg.Release = func(context.Context, int, string) error { return nil }
+	f.handle = func(ctx context.Context, b *Batch) error {
+		answer, err := f.conn.Kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
+			GroupID: b.Claim.Group, GenerationID: b.Claim.Generation, MemberID: b.Claim.Member,
+			Topics: map[string][]kafka.OffsetCommit{b.Topic: {{Partition: b.Partition, Offset: b.Claim.Offset}}},
+		})
+		if err == nil {
+			err = answer.Topics[b.Topic][0].Error
+		}
+		return err
+	}
+}
+
+// What a coordinator says that forgets for a while is not believed: nothing comes
+// twice, and nothing is passed over.
+func TestForgetfulCoordinator(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		start  string
+		fenced bool
+		told   int64
+		log    string
+	}{
+		"none":               {"earliest", false, -1, "was 2, and its coordinator now says none"},
+		"none, latest":       {"latest", false, -1, "was 2, and its coordinator now says none"},
+		"older":              {"earliest", false, 1, "was 2, and its coordinator now says 1"},
+		"none, exactly-once": {"earliest", true, -1, "was 2, and its coordinator now says none"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			f := newFixture(t, kafkatest.StartFake(t), 1)
-			if fenced { // the handler commits
-				f.cfg.Fence = func(context.Context, int) error { return nil }
-				f.cfg.Release = func(context.Context, int, string) error { return nil }
-				f.handle = func(ctx context.Context, b *Batch) error {
-					answer, err := f.conn.Kafka.OffsetCommit(ctx, &kafka.OffsetCommitRequest{
-						GroupID: b.Claim.Group, GenerationID: b.Claim.Generation, MemberID: b.Claim.Member,
-						Topics: map[string][]kafka.OffsetCommit{b.Topic: {{Partition: b.Partition, Offset: b.Claim.Offset}}},
-					})
-					if err == nil {
-						err = answer.Topics[b.Topic][0].Error
-					}
-					return err
-				}
+			t.Parallel()
+			f := newFixture(t, kafkatest.StartFake(t), 2)
+			f.cfg.Start = test.start
+			if test.fenced {
+				f.commitClaims()
 			}
 			f.start()
+			f.committedIs(0, 0)
+			f.committedIs(1, 0)
 			f.produce(0, "a", "b")
-			f.received("a", "b")
+			f.produce(1, "x")
+			f.received("a", "b", "x")
 			f.committedIs(0, 2)
-			var forgets, throwOut atomic.Bool
-			forgets.Store(true)
-			throwOut.Store(true)
-			f.Cluster.ControlKey(int16(kmsg.OffsetFetch), func(request kmsg.Request) (kmsg.Response, error, bool) {
-				f.Cluster.KeepControl()
-				if !forgets.Load() {
-					return nil, nil, false
+			f.committedIs(1, 1)
+			c := forget(f, func(partition int32) int64 {
+				if partition == 1 {
+					return 1
 				}
-				r := request.(*kmsg.OffsetFetchRequest)
-				answer := r.ResponseKind().(*kmsg.OffsetFetchResponse)
-				for _, topic := range r.Topics {
-					out := kmsg.OffsetFetchResponseTopic{Topic: topic.Topic}
-					for _, p := range topic.Partitions {
-						out.Partitions = append(out.Partitions, kmsg.OffsetFetchResponseTopicPartition{Partition: p, Offset: -1, LeaderEpoch: -1})
-					}
-					answer.Topics = append(answer.Topics, out)
-				}
-				return answer, nil, true
+				return test.told
 			})
-			f.Cluster.ControlKey(int16(kmsg.Heartbeat), func(request kmsg.Request) (kmsg.Response, error, bool) {
-				f.Cluster.KeepControl()
-				if !throwOut.Swap(false) {
-					return nil, nil, false
-				}
-				answer := request.ResponseKind().(*kmsg.HeartbeatResponse)
-				answer.ErrorCode = kerr.UnknownMemberID.Code
-				return answer, nil, true
-			})
-			kafkatest.Eventually(t, patience, func() error {
-				if !strings.Contains(f.logged(), "was 2, and its coordinator now says none") {
-					return errors.New("the log does not say that the coordinator forgot")
-				}
-				return nil
-			})
+			f.says(test.log)
 			f.produce(0, "c")
-			forgets.Store(false)
+			c.on.Store(false)
 			f.received("c")
-			for _, value := range []string{"a", "b", "c"} {
-				f.mu.Lock()
-				if n := f.values[value]; n != 1 {
-					t.Errorf("%q came %d times", value, n)
-				}
-				f.mu.Unlock()
-			}
+			f.times(map[string]int{"a": 1, "b": 1, "c": 1, "x": 1})
 		})
 	}
+}
+
+// A coordinator that stays with it is believed in the end: the topic is another one.
+// What is committed in the other partition holds.
+func TestForgottenForGood(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, kafkatest.StartFake(t), 2)
+	f.forgetful = 2 * time.Second
+	f.start()
+	f.produce(0, "a", "b")
+	f.produce(1, "x")
+	f.received("a", "b", "x")
+	f.committedIs(0, 2)
+	f.committedIs(1, 1)
+	forget(f, func(partition int32) int64 { return map[int32]int64{0: -1, 1: 1}[partition] })
+	f.says("the group's committed offset has gone back")
+	kafkatest.Eventually(t, patience, func() error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.values["b"] < 2 {
+			return errors.New("the beginning has not come again")
+		}
+		return nil
+	})
+	f.times(map[string]int{"a": 2, "b": 2, "x": 1})
+}
+
+// A partition that another member had begins where that one came to, though this
+// member never knew: it knows that the group has committed.
+func TestForgottenOfAnotherMember(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, kafkatest.StartFake(t), 2)
+	f.cfg.Start = "latest"
+	first, _ := f.start()
+	f.committedIs(0, 0)
+	f.committedIs(1, 0)
+	_, stop := f.start()
+	kafkatest.Eventually(t, patience, func() error {
+		first.mu.Lock()
+		defer first.mu.Unlock()
+		if n := len(first.reached); n != 1 {
+			return fmt.Errorf("the first member knows of %d partitions, want 1", n)
+		}
+		return nil
+	})
+	c := forget(f, func(int32) int64 { return -1 })
+	c.throwOut.Store(false)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	f.says("was committed, and its coordinator now says none")
+	f.produce(0, "a")
+	f.produce(1, "b")
+	c.on.Store(false)
+	f.received("a", "b")
+	f.times(map[string]int{"a": 1, "b": 1})
 }

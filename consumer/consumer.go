@@ -47,10 +47,15 @@ type Consumer struct {
 	left       map[int]*progress // of partitions that were given up while records waited
 	known      int               // partitions of the topic when it was first seen
 	remade     atomic.Bool       // the topic has been away
-	rejoin     atomic.Bool       // a worker doubts what the group's coordinator has told
 	fatal      error
 
-	groupReached map[int]reached // of each partition that this process has had
+	// How far the group has come in the partitions that this member has, and since when
+	// its coordinator tells of less.
+	reached   map[int]int64
+	doubted   map[int]time.Time
+	settled   bool // the group has committed something
+	before    bool // it had when this generation began
+	forgetful time.Duration
 }
 
 // progress is how far a worker has come.
@@ -73,7 +78,7 @@ func New(cfg Config, conn *kafkaconn.Client, newHandler func(partition int) Hand
 	}
 	return &Consumer{
 		cfg: cfg, conn: conn, newHandler: newHandler, metrics: newMetrics(reg), log: log,
-		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress), groupReached: make(map[int]reached),
+		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress), forgetful: forgetfulTime,
 	}, nil
 }
 
@@ -163,6 +168,7 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 	c.metrics.rebalances.Inc()
 	c.metrics.assigned.Set(float64(len(assigned)))
 	c.forgetLeft(assigned)
+	c.assign(assigned)
 	c.setMember(true)
 	c.log.Info("partitions assigned", "topic", c.cfg.Topic, "group", c.cfg.Group, "generation", generation.ID, "partitions", len(assigned))
 	if err := c.count(ctx); err != nil {
@@ -213,14 +219,14 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 	c.metrics.assigned.Set(0)
 }
 
-// watchAssignments returns when ctx is done, when a worker doubts what the coordinator
-// has told, or when the group has assigned more or fewer partitions than the topic has:
-// some were added, or the topic was deleted, or made again. kafka-go's own watch compares the topic with itself,
+// watchAssignments returns when ctx is done, when a worker doubts what the
+// coordinator has told, or when the group has assigned more or fewer partitions than
+// the topic has: some were added, or the topic was deleted, or made again. kafka-go's own watch compares the topic with itself,
 // and never sees what changed between the assignment and its first look.
 func (c *Consumer) watchAssignments(ctx context.Context) {
 	differed := false
 	for kafkaconn.Sleep(ctx, watchInterval) == nil {
-		if c.rejoin.Swap(false) {
+		if c.doubtful() {
 			return // a worker has told why
 		}
 		assigned, have, err := c.assignments(ctx)
@@ -229,7 +235,7 @@ func (c *Consumer) watchAssignments(ctx context.Context) {
 			continue
 		}
 		if have == 0 {
-			c.madeAgain() // for the one that comes
+			c.remade.Store(true) // for the one that comes
 		}
 		if differed { // a cached answer would not twice
 			c.log.Info("the topic has other partitions than the group has assigned; joining again", "topic", c.cfg.Topic, "partitions", have, "assigned", assigned)
@@ -312,6 +318,7 @@ type worker struct {
 	draining  context.Context // a while longer: for the batch in hand
 	claimed   bool            // where Config.Fence is set: since the last failure
 	confirmed bool            // the offset to begin at
+	told      time.Time       // when the coordinator told it
 	vanished  bool            // the broker did not know the topic
 	handled   int64           // everything before is acknowledged
 	committed int64
@@ -344,7 +351,7 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, co
 		Consumer: c, generation: generation, commits: commits, progress: c.enter(a.ID),
 		log: c.log.With("topic", c.cfg.Topic, "partition", a.ID),
 		lag: c.metrics.lag.WithLabelValues(label), at: c.metrics.committed.WithLabelValues(label),
-		running: running, draining: draining, handled: a.Offset, committed: a.Offset,
+		running: running, draining: draining, handled: a.Offset, committed: a.Offset, told: time.Now(),
 		reader: reader{
 			conn: c.conn, topic: c.cfg.Topic, partition: a.ID, position: a.Offset,
 			maxRecords: c.cfg.MaxRecords, maxBytes: fetchSize, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
@@ -464,8 +471,7 @@ func (w *worker) tellOfTransaction(now time.Time) {
 // committed in it: then this is another of the name, and the offset after the
 // last one read means nothing there.
 func (w *worker) revisit() error {
-	first, _, err := w.offsets(w.running)
-	if err != nil {
+	if _, _, err := w.offsets(w.running); err != nil {
 		return err
 	}
 	answer, err := w.Consumer.conn.Kafka.OffsetFetch(w.running, &kafka.OffsetFetchRequest{
@@ -484,12 +490,7 @@ func (w *worker) revisit() error {
 		return fmt.Errorf("read the committed offset of %s[%d]: %w", w.topic, w.partition, err)
 	}
 	if answer.Topics[w.topic][0].CommittedOffset < 0 {
-		w.log.Error("the topic has been deleted and made again; going on at its beginning", "offset", w.position, "going_on_at", first)
-		w.madeAgain()
-		w.position, w.handled = first, first
-		if err := w.commit(); err != nil {
-			return err
-		}
+		w.position, w.handled, w.committed, w.claimed, w.confirmed, w.told = -1, -1, -1, false, false, time.Now()
 	}
 	w.vanished = false
 	return nil

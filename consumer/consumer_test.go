@@ -36,6 +36,8 @@ type fixture struct {
 	reg   *prometheus.Registry
 	log   *bytes.Buffer
 	logMu sync.Mutex
+	// How long a coordinator that tells of an older offset is asked again; 0: as long as always.
+	forgetful time.Duration
 
 	mu      sync.Mutex
 	got     map[int][]int64 // offsets by partition, in the order of delivery
@@ -102,6 +104,9 @@ func (f *fixture) start() (c *Consumer, stop func() error) {
 	c, err := New(f.cfg, f.conn, func(int) Handler { return f }, f.reg, slog.New(slog.NewTextHandler(f, nil)))
 	if err != nil {
 		f.t.Fatal(err)
+	}
+	if f.forgetful > 0 {
+		c.forgetful = f.forgetful
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -913,6 +918,7 @@ func TestConsumerFindsATopicMadeAgain(t *testing.T) {
 
 func testTopicMadeAgain(t *testing.T, remadeAtOnce bool) {
 	f := newFixture(t, kafkatest.StartFake(t), 2)
+	f.forgetful = time.Second
 	f.start()
 	f.produce(0, "a", "b")
 	f.produce(1, "c")
