@@ -29,6 +29,7 @@ const (
 	commitInterval        = 200 * time.Millisecond // while records come
 	grace                 = time.Second            // for a handler whose context is done
 	longTransaction       = time.Minute            // the default transaction.timeout.ms of producers
+	tellAgain             = 30 * time.Second       // of what goes on failing in the same way
 	firstPause, lastPause = 100 * time.Millisecond, 10 * time.Second
 )
 
@@ -103,6 +104,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	refused, told := "", time.Time{} // what was logged last, of attempts that come each second
 	for ctx.Err() == nil {
 		generation, err := group.Next(ctx)
 		if ctx.Err() != nil {
@@ -110,7 +112,10 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		if err != nil {
 			c.metrics.errors.WithLabelValues(opJoin).Inc()
-			c.log.Warn("consumer group not joined; trying again", "group", c.cfg.Group, "error", err)
+			if text := err.Error(); text != refused || time.Since(told) >= tellAgain {
+				c.log.Warn("consumer group not joined; trying again", "group", c.cfg.Group, "error", err)
+				refused, told = text, time.Now()
+			}
 			// kafka-go asks the first broker to which it can connect, also where
 			// that one does not answer: it hangs, or only its proxy is there. A
 			// rebalance is an answer, and the membership stays.
@@ -123,6 +128,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 			}
 			continue
 		}
+		refused = ""
 		c.serve(ctx, overdue, generation, stop)
 	}
 	err = c.leave(connected, overdue, group)
