@@ -546,6 +546,7 @@ func recreateTopic(tr *trial) int {
 		}
 		clear(l.in)
 		clear(l.out)
+		l.twice = nil
 		clear(l.reasons)
 		clear(l.position[d.in])
 		l.scored = 0

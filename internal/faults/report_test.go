@@ -134,7 +134,7 @@ func (r *report) publish(t *testing.T) {
 	all := report{order: r.order, rows: make(map[string]string)}
 	for line := range strings.Lines(strings.TrimPrefix(old, reportHead)) {
 		columns := strings.SplitAfterN(line, "|", 5)
-		if len(columns) == 5 && strings.Count(line, "|") == strings.Count(reportHead[:strings.Index(reportHead, "\n")], "|") {
+		if len(columns) == 5 && 2*strings.Count(line, "|") == strings.Count(reportHead, "|") {
 			all.rows[strings.Join(columns[:4], "")] = columns[4]
 		}
 	}
