@@ -68,8 +68,8 @@ func (w *worker) claim() error {
 	if err != nil {
 		return fmt.Errorf("claim %s[%d]: %w", w.topic, w.partition, err)
 	}
-	w.position, w.handled, w.committed, w.claimed, w.confirmed = offset, offset, offset, true, false
-	w.told = time.Now()
+	w.begin(offset)
+	w.claimed = true
 	return nil
 }
 

@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -11,6 +12,12 @@ import (
 // forgetfulTime is how long a coordinator may tell of an older offset than the group
 // has committed.
 const forgetfulTime = 30 * time.Second
+
+// begin takes the offset that the coordinator has told, or −1, which is to be confirmed.
+func (w *worker) begin(offset int64) {
+	w.position, w.handled, w.committed = offset, offset, offset
+	w.confirmed, w.told = false, time.Now()
+}
 
 // reach says that the group has committed an offset of the partition.
 func (w *worker) reach(offset int64) {
@@ -36,6 +43,11 @@ func (c *Consumer) assign(assigned []kafka.PartitionAssignment) {
 		}
 	}
 	c.reached, c.doubted, c.before = reached, doubted, c.settled
+	for partition := range c.left {
+		if !slices.ContainsFunc(assigned, func(a kafka.PartitionAssignment) bool { return a.ID == partition }) {
+			delete(c.left, partition)
+		}
+	}
 }
 
 // doubtful reports whether a worker doubts what the coordinator has told.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -52,16 +51,6 @@ func forget(f *fixture, told func(partition int32) (offset int64)) *forgetful {
 		return answer, nil, true
 	})
 	return c
-}
-
-func (f *fixture) says(text string) {
-	f.t.Helper()
-	kafkatest.Eventually(f.t, patience, func() error {
-		if !strings.Contains(f.logged(), text) {
-			return fmt.Errorf("the log does not say %q", text)
-		}
-		return nil
-	})
 }
 
 func (f *fixture) times(want map[string]int) {
@@ -116,11 +105,7 @@ func TestForgetfulCoordinator(t *testing.T) {
 			f.start()
 			f.committedIs(0, 0)
 			f.committedIs(1, 0)
-			f.produce(0, "a", "b")
-			f.produce(1, "x")
-			f.received("a", "b", "x")
-			f.committedIs(0, 2)
-			f.committedIs(1, 1)
+			f.readThree()
 			c := forget(f, func(partition int32) int64 {
 				if partition == 1 {
 					return 1
@@ -128,10 +113,10 @@ func TestForgetfulCoordinator(t *testing.T) {
 				return test.told
 			})
 			f.says(test.log)
-			f.produce(0, "c")
+			f.produce(0, "d")
 			c.on.Store(false)
-			f.received("c")
-			f.times(map[string]int{"a": 1, "b": 1, "c": 1, "x": 1})
+			f.received("d")
+			f.times(map[string]int{"a": 1, "b": 1, "c": 1, "d": 1})
 		})
 	}
 }
@@ -143,11 +128,7 @@ func TestForgottenForGood(t *testing.T) {
 	f := newFixture(t, kafkatest.StartFake(t), 2)
 	f.forgetful = 2 * time.Second
 	f.start()
-	f.produce(0, "a", "b")
-	f.produce(1, "x")
-	f.received("a", "b", "x")
-	f.committedIs(0, 2)
-	f.committedIs(1, 1)
+	f.readThree()
 	forget(f, func(partition int32) int64 { return map[int32]int64{0: -1, 1: 1}[partition] })
 	f.says("the group's committed offset has gone back")
 	kafkatest.Eventually(t, patience, func() error {
@@ -158,7 +139,7 @@ func TestForgottenForGood(t *testing.T) {
 		}
 		return nil
 	})
-	f.times(map[string]int{"a": 2, "b": 2, "x": 1})
+	f.times(map[string]int{"a": 2, "b": 2, "c": 1})
 }
 
 // A partition that another member had begins where that one came to, though this

@@ -173,7 +173,6 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 	assigned := generation.Assignments[c.cfg.Topic]
 	c.metrics.rebalances.Inc()
 	c.metrics.assigned.Set(float64(len(assigned)))
-	c.forgetLeft(assigned)
 	c.assign(assigned)
 	c.setMember(true)
 	c.log.Info("partitions assigned", "topic", c.cfg.Topic, "group", c.cfg.Group, "generation", generation.ID, "partitions", len(assigned))
@@ -227,7 +226,8 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 
 // watchAssignments returns when ctx is done, when a worker doubts what the
 // coordinator has told, or when the group has assigned more or fewer partitions than
-// the topic has: some were added, or the topic was deleted, or made again. kafka-go's own watch compares the topic with itself,
+// the topic has: some were added, or the topic was deleted, or made again. kafka-go's
+// own watch compares the topic with itself,
 // and never sees what changed between the assignment and its first look.
 func (c *Consumer) watchAssignments(ctx context.Context) {
 	differed := false
@@ -472,10 +472,9 @@ func (w *worker) tellOfTransaction(now time.Time) {
 	}
 }
 
-// revisit finds out whether a topic that the broker did not know for a while is
-// still the one that was read. With a topic the broker deletes what groups have
-// committed in it: then this is another of the name, and the offset after the
-// last one read means nothing there.
+// revisit asks, where a broker did not know the topic for a while, whether the group
+// still has an offset in it. With a topic the broker deletes what groups have committed
+// in it: where there is none, this may be another of the name, which confirm decides.
 func (w *worker) revisit() error {
 	if _, _, err := w.offsets(w.running); err != nil {
 		return err
@@ -496,7 +495,8 @@ func (w *worker) revisit() error {
 		return fmt.Errorf("read the committed offset of %s[%d]: %w", w.topic, w.partition, err)
 	}
 	if answer.Topics[w.topic][0].CommittedOffset < 0 {
-		w.position, w.handled, w.committed, w.claimed, w.confirmed, w.told = -1, -1, -1, false, false, time.Now()
+		w.begin(-1)
+		w.claimed = false
 	}
 	w.vanished = false
 	return nil
@@ -629,17 +629,6 @@ func (c *Consumer) enter(partition int) *progress {
 	}
 	c.partitions[partition] = p
 	return p
-}
-
-// forgetLeft forgets the partitions that another member has now.
-func (c *Consumer) forgetLeft(assigned []kafka.PartitionAssignment) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for partition := range c.left {
-		if !slices.ContainsFunc(assigned, func(a kafka.PartitionAssignment) bool { return a.ID == partition }) {
-			delete(c.left, partition)
-		}
-	}
 }
 
 func (c *Consumer) exit(partition int) {

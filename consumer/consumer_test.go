@@ -165,6 +165,27 @@ func (f *fixture) received(values ...string) {
 	})
 }
 
+// readThree produces a and b to partition 0 and c to 1, and waits until they are committed.
+func (f *fixture) readThree() {
+	f.t.Helper()
+	f.produce(0, "a", "b")
+	f.produce(1, "c")
+	f.received("a", "b", "c")
+	f.committedIs(0, 2)
+	f.committedIs(1, 1)
+}
+
+// says waits until the log holds a text.
+func (f *fixture) says(text string) {
+	f.t.Helper()
+	kafkatest.Eventually(f.t, patience, func() error {
+		if !strings.Contains(f.logged(), text) {
+			return fmt.Errorf("the log does not say %q", text)
+		}
+		return nil
+	})
+}
+
 func (f *fixture) offsets(partition int) []int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -412,12 +433,7 @@ func testOutOfRange(t *testing.T, broker *kafkatest.Broker) {
 			f.produce(0, numbers("v", 20)...)
 			f.commit(1000) // the topic was made anew
 			f.start()
-			kafkatest.Eventually(t, patience, func() error {
-				if !strings.Contains(f.logged(), "the log does not hold the offset") {
-					return errors.New("the log does not say so")
-				}
-				return nil
-			})
+			f.says("the log does not hold the offset")
 			f.produce(0, "after")
 			f.received("after")
 			f.committedIs(0, 21)
@@ -920,20 +936,11 @@ func testTopicMadeAgain(t *testing.T, remadeAtOnce bool) {
 	f := newFixture(t, kafkatest.StartFake(t), 2)
 	f.forgetful = time.Second
 	f.start()
-	f.produce(0, "a", "b")
-	f.produce(1, "c")
-	f.received("a", "b", "c")
-	f.committedIs(0, 2)
-	f.committedIs(1, 1)
+	f.readThree()
 	if _, err := f.Admin().DeleteTopics(t.Context(), f.cfg.Topic); err != nil {
 		t.Fatal(err)
 	}
-	kafkatest.Eventually(t, patience, func() error {
-		if !strings.Contains(f.logged(), "Unknown Topic") {
-			return errors.New("the consumer has not met the deletion")
-		}
-		return nil
-	})
+	f.says("Unknown Topic")
 	if remadeAtOnce { // more than was read, before the consumer looks again
 		f.CreateTopic(f.cfg.Topic, 2)
 		f.Connect()

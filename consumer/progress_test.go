@@ -59,7 +59,7 @@ func TestHealthyFailsAcrossGenerations(t *testing.T) {
 	c.exit(4)
 	c.setMember(false)
 	check("between the generations", `^not a member of consumer group g, and no record has moved since \S+Z$`)
-	c.forgetLeft([]kafka.PartitionAssignment{{ID: 3}, {ID: 4}})
+	c.assign([]kafka.PartitionAssignment{{ID: 3}, {ID: 4}})
 	c.setMember(true)
 	c.enter(4)
 	stuck = c.enter(3)
@@ -68,7 +68,7 @@ func TestHealthyFailsAcrossGenerations(t *testing.T) {
 	check("after progress", "")
 	stuck.moved = time.Now().Add(-time.Hour)
 	c.exit(3)
-	c.forgetLeft([]kafka.PartitionAssignment{{ID: 4}})
+	c.assign([]kafka.PartitionAssignment{{ID: 4}})
 	check("when another member has it", "")
 }
 
