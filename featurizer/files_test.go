@@ -452,7 +452,7 @@ func readRows(t testing.TB, format string, content []byte) (rows [][]float32, er
 			rows = append(rows, slices.Clone(x[dim*i:dim*(i+1)]))
 		}
 		rec.Release()
-		if len(rows)*dim > 1<<20 { // a few bytes can stand for any number of rows
+		if len(rows)*dim > 1<<16 { // a few bytes can stand for any number of rows
 			return rows, nil
 		}
 	}

@@ -140,13 +140,14 @@ func parquetColumn(f io.ReaderAt, r *file.Reader, group *file.RowGroupReader, i 
 		start = min(start, dictionary)
 	}
 	const forgotten = 100 // bytes at most, of a dictionary's header, which parquet-mr up to 1.2.8 did not count
-	in := bufio.NewReaderSize(io.NewSectionReader(f, start, chunk.TotalCompressedSize()+forgotten), parquetHeader)
+	section := io.NewSectionReader(f, start, chunk.TotalCompressedSize()+forgotten)
+	in := bufio.NewReaderSize(section, parquetHeader)
 	pages, err := file.NewPageReader(in, chunk.NumValues(), chunk.Compression(), mem, nil)
 	if err != nil {
 		return nil, err
 	}
 	column := r.MetaData().Schema.Column(i)
-	return file.NewColumnReader(column, &checkedPages{PageReader: pages, column: column}, mem, r.BufferPool()), nil
+	return file.NewColumnReader(column, &checkedPages{PageReader: pages, in: in, section: section, values: chunk.NumValues(), column: column}, mem, r.BufferPool()), nil
 }
 
 func newParquetVectors(column file.ColumnChunkReader) (*parquetVectors, error) {

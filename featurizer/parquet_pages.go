@@ -1,32 +1,132 @@
 package featurizer
 
 import (
+	"bufio"
+	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math/bits"
 
 	"github.com/apache/arrow/go/v15/parquet"
 	"github.com/apache/arrow/go/v15/parquet/file"
 	"github.com/apache/arrow/go/v15/parquet/schema"
+	"github.com/apache/thrift/lib/go/thrift"
 )
 
-// checkedPages refuses pages that hold less than they say: dictionaries with fewer
-// entries, for which Arrow's reader takes memory beforehand, and data with fewer
-// levels, or where there are none fewer indices into a dictionary, for the rest
-// of which it would ask for ever.
+// checkedPages refuses pages that hold less than they say: pages that are longer than
+// what is left of the file and dictionaries with fewer entries, for which Arrow's
+// reader takes memory beforehand, and data with fewer levels, or where there are none
+// fewer indices into a dictionary, for the rest of which it would ask for ever.
 type checkedPages struct {
 	file.PageReader
+	in      *bufio.Reader // what PageReader reads
+	section *io.SectionReader
+	values  int64 // that the column has left
 	column  *schema.Column
 	entries int // of the dictionary
 	err     error
 }
 
 func (p *checkedPages) Next() bool {
+	if p.err != nil {
+		return false
+	}
+	if p.values > 0 { // else what follows is another column
+		p.err = p.checkHeader()
+	}
 	if p.err != nil || !p.PageReader.Next() {
 		return false
 	}
+	if _, dictionary := p.Page().(*file.DictionaryPage); !dictionary {
+		p.values -= int64(p.Page().NumValues())
+	}
 	p.err = p.check(p.Page())
 	return p.err == nil
+}
+
+// A page may take pageMemory, or pageRatio times the bytes that it has in the file,
+// which is more than gzip, Snappy and LZ4 make of them.
+const (
+	pageMemory = 64 << 20
+	pageRatio  = 1100
+)
+
+// checkHeader looks at the header of the next page, if there is one.
+func (p *checkedPages) checkHeader() error {
+	var header pageHeader
+	for size := 1 << 10; ; size *= 4 {
+		view, err := p.in.Peek(min(size, parquetHeader))
+		if len(view) == 0 {
+			return nil
+		}
+		failed := header.read(view)
+		if failed == nil {
+			break
+		}
+		if err != nil || size >= parquetHeader {
+			return fmt.Errorf("the header of a page: %w", failed)
+		}
+	}
+	at, err := p.section.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	left := p.section.Size() - at + int64(p.in.Buffered())
+	switch header.kind {
+	case dataPage, dictionaryPage, dataPageV2:
+	default: // Arrow's reader takes what follows its header for the next one
+		return fmt.Errorf("a page of type %d, expected data or a dictionary", header.kind)
+	}
+	if header.compressed > left {
+		return fmt.Errorf("a page of %d bytes, where the column has %d left", header.compressed, left)
+	}
+	if most := max(pageMemory, pageRatio*header.compressed); header.uncompressed > most {
+		return fmt.Errorf("a page of %d bytes takes %d in memory, expected at most %d", header.compressed, header.uncompressed, most)
+	}
+	if header.plain && header.uncompressed != header.compressed {
+		return fmt.Errorf("a page that is not compressed has %d bytes and holds %d", header.compressed, header.uncompressed)
+	}
+	return nil
+}
+
+// The types of pages, of parquet.thrift.
+const (
+	dataPage       = 0
+	dictionaryPage = 2
+	dataPageV2     = 3
+)
+
+// A pageHeader is what is looked at of one (PageHeader in parquet.thrift).
+type pageHeader struct {
+	kind, uncompressed, compressed int64
+	plain                          bool // it is of version 2 and says that it is not compressed
+}
+
+func (h *pageHeader) read(view []byte) error {
+	*h = pageHeader{}
+	ctx := context.Background()
+	p := thrift.NewTCompactProtocolConf(&thrift.TMemoryBuffer{Buffer: bytes.NewBuffer(view)}, &thrift.TConfiguration{})
+	return eachField(p, func(id int16, kind thrift.TType) (bool, error) {
+		if id == 8 && kind == thrift.STRUCT { // data_page_header_v2
+			return true, eachField(p, func(id int16, kind thrift.TType) (bool, error) {
+				if id != 7 || kind != thrift.BOOL { // is_compressed
+					return false, nil
+				}
+				compressed, err := p.ReadBool(ctx)
+				h.plain = !compressed
+				return true, err
+			})
+		}
+		field := map[int16]*int64{1: &h.kind, 2: &h.uncompressed, 3: &h.compressed}[id]
+		if field == nil || kind != thrift.I32 {
+			return false, nil
+		}
+		n, err := p.ReadI32(ctx)
+		*field = int64(n)
+		return true, err
+	})
 }
 
 func (p *checkedPages) Err() error {
