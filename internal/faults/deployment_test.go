@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -41,23 +42,25 @@ const (
 	exactlyOnce = "exactly-once"
 )
 
-var program string
+var (
+	program string // to test
+	scratch string // a folder until the end
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if program = *programFlag; program != "" {
-		os.Exit(m.Run())
-	}
-	dir, err := os.MkdirTemp("", "oodmon-faults-")
-	if err != nil {
+	var err error
+	if scratch, err = os.MkdirTemp("", "oodmon-faults-"); err != nil {
 		panic(err)
 	}
-	program = filepath.Join(dir, "oodmon")
-	if out, err := exec.Command("go", "build", "-o", program, "../../cmd/oodmon").CombinedOutput(); err != nil {
-		panic(fmt.Sprintf("%v\n%s", err, out))
+	if program = *programFlag; program == "" {
+		program = filepath.Join(scratch, "oodmon")
+		if out, err := exec.Command("go", "build", "-o", program, "../../cmd/oodmon").CombinedOutput(); err != nil {
+			panic(fmt.Sprintf("%v\n%s", err, out))
+		}
 	}
 	code := m.Run()
-	_ = os.RemoveAll(dir)
+	_ = os.RemoveAll(scratch)
 	os.Exit(code)
 }
 
@@ -67,11 +70,14 @@ type deployment struct {
 	t        testing.TB
 	name     string // the group, the client id, and the beginning of the topics' names
 	delivery string
-	config   string
-	registry string
-	models   *model.Registry
-	log      *os.File
-	monitors []*exec.Cmd
+	program  string
+	// environment is what its monitors have besides that of the test.
+	environment []string
+	config      string
+	registry    string
+	models      *model.Registry
+	log         *os.File
+	monitors    []*exec.Cmd
 
 	in, scores, dead string
 	ledger           *ledger
@@ -87,7 +93,7 @@ type deployment struct {
 func deploy(t testing.TB, broker *kafkatest.Broker, brokers, name, delivery, more string) *deployment {
 	t.Helper()
 	d := &deployment{
-		Broker: broker, t: t, name: name, delivery: delivery, in: name + "-embeddings", scores: name + "-scores", dead: name + "-dead-letters",
+		Broker: broker, t: t, name: name, delivery: delivery, program: program, in: name + "-embeddings", scores: name + "-scores", dead: name + "-dead-letters",
 		flushed: make(chan error, 1),
 	}
 	d.CreateTopic(d.in, partitions)
@@ -199,8 +205,9 @@ func randomModel(t testing.TB, seed uint64) *model.Model {
 // start starts one more `oodmon run`, by the command under if there is one.
 func (d *deployment) start(under ...string) *exec.Cmd {
 	d.t.Helper()
-	command := append(under, program, "run", "--config", d.config)
+	command := append(under, d.program, "run", "--config", d.config)
 	m := exec.Command(command[0], command[1:]...)
+	m.Env = append(os.Environ(), d.environment...)
 	m.Stderr = struct{ io.Writer }{d.log} // by a pipe: a monitor that may write no file can still log
 	if err := m.Start(); err != nil {
 		d.t.Fatal(err)
@@ -255,16 +262,6 @@ func (d *deployment) get(path string) (code int, body string) {
 	return code, body
 }
 
-// ask asks the monitor at an address.
-func (d *deployment) ask(address, path string) string {
-	d.t.Helper()
-	_, body, err := httpGet("http://" + address + path)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	return body
-}
-
 func httpGet(url string) (int, string, error) {
 	resp, err := http.Get(url)
 	if err != nil {
@@ -279,12 +276,15 @@ func httpGet(url string) (int, string, error) {
 func (d *deployment) metric(name string) float64 {
 	d.t.Helper()
 	_, text := d.get("/metrics")
-	return d.series(text, name)
+	v, err := series(text, name)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return v
 }
 
 // series returns the sum of a series' values.
-func (d *deployment) series(text, name string) float64 {
-	d.t.Helper()
+func series(text, name string) (float64, error) {
 	sum, found := 0., false
 	for line := range strings.Lines(text) {
 		if !strings.HasPrefix(line, name+"{") && !strings.HasPrefix(line, name+" ") {
@@ -292,14 +292,14 @@ func (d *deployment) series(text, name string) float64 {
 		}
 		v, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' '):]), 64)
 		if err != nil {
-			d.t.Fatal(err)
+			return 0, fmt.Errorf("metric %s: %w", name, err)
 		}
 		sum, found = sum+v, true
 	}
 	if !found {
-		d.t.Fatalf("no metric %s", name)
+		return 0, fmt.Errorf("no metric %s", name)
 	}
-	return sum
+	return sum, nil
 }
 
 // embedding returns a record that can be scored.
@@ -311,9 +311,29 @@ func embedding(random *rand.Rand) []byte {
 	return value
 }
 
-// produce sends records until settle is called. One in fifty is no embedding.
-// The producer's client is idempotent: what it was told is acknowledged is in
-// the log once.
+var jsonHeader = []kgo.RecordHeader{{Key: "content-type", Value: []byte("application/json")}}
+
+// several returns a message of three records, the second of which is too short.
+func several(random *rand.Rand) []byte {
+	type row struct {
+		Embedding []float32 `json:"embedding"`
+	}
+	rows := make([]row, 3)
+	for i := range rows {
+		for range dim - i%2 {
+			rows[i].Embedding = append(rows[i].Embedding, float32(random.NormFloat64()))
+		}
+	}
+	text, err := json.Marshal(rows)
+	if err != nil {
+		panic(err)
+	}
+	return text
+}
+
+// produce sends messages until settle is called. One in fifty is no embedding, one
+// in ten has several. The producer's client is idempotent: what it was told is
+// acknowledged is in the log once.
 func (d *deployment) produce(seed uint64) {
 	d.t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(d.Address, ",")...), kgo.DefaultProduceTopic(d.in), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()),
@@ -337,6 +357,9 @@ func (d *deployment) produce(seed uint64) {
 					value = value[:5]
 				}
 				record := &kgo.Record{Key: strconv.AppendInt(nil, int64(n), 10), Value: value}
+				if n%10 == 3 {
+					record.Value, record.Headers = several(random), jsonHeader
+				}
 				if d.time != nil {
 					record.Timestamp = d.time(n)
 				}
@@ -361,10 +384,18 @@ func (d *deployment) stopProducing() {
 	}
 }
 
-// A place is an offset of a partition of the input topic.
+// A place is a record of the input topic: a row of what is at an offset of a
+// partition.
 type place struct {
 	partition int32
 	offset    int64
+	row       int32
+}
+
+// An outcome is what came of a record.
+type outcome struct {
+	times  int
+	scored bool // or it is a dead letter
 }
 
 // A ledger knows all that is in a deployment's topics, as a reader of committed
@@ -374,9 +405,9 @@ type ledger struct {
 	done   chan struct{}
 
 	mu       sync.Mutex
-	in       map[place]bool
-	out      map[place]int // results and dead letters
-	twice    []string      // where those are that are not the first of their record
+	in       map[place]bool // whether it can be scored
+	out      map[place]outcome
+	twice    []string // where those are that are not the first of their record
 	scored   int
 	reasons  map[string]int // of dead letters
 	versions map[string]int // of models
@@ -395,7 +426,7 @@ func watch(t testing.TB, broker *kafkatest.Broker, in, scores, dead string) *led
 		t.Fatal(err)
 	}
 	l := &ledger{
-		client: client, done: make(chan struct{}), in: make(map[place]bool), out: make(map[place]int),
+		client: client, done: make(chan struct{}), in: make(map[place]bool), out: make(map[place]outcome),
 		reasons: make(map[string]int), versions: make(map[string]int), position: make(map[string]map[int32]int64),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -414,7 +445,9 @@ func watch(t testing.TB, broker *kafkatest.Broker, in, scores, dead string) *led
 				}
 				switch r.Topic {
 				case in:
-					l.in[place{r.Partition, r.Offset}] = true
+					for row, good := range embeddings(r) {
+						l.in[place{r.Partition, r.Offset, int32(row)}] = good
+					}
 				case scores:
 					l.result(r)
 				default:
@@ -432,17 +465,35 @@ func watch(t testing.TB, broker *kafkatest.Broker, in, scores, dead string) *led
 	return l
 }
 
+// embeddings returns, for each record of a message that is sent here, whether it is
+// one that can be scored.
+func embeddings(r *kgo.Record) []bool {
+	if len(r.Headers) == 0 {
+		return []bool{len(r.Value) == 4*dim && bytes.Trim(r.Value, "\x00") != nil}
+	}
+	var rows []struct{ Embedding []float32 }
+	if err := json.Unmarshal(r.Value, &rows); err != nil || len(rows) == 0 {
+		return []bool{false}
+	}
+	all := make([]bool, len(rows))
+	for i, row := range rows {
+		all[i] = len(row.Embedding) == dim
+	}
+	return all
+}
+
 func (l *ledger) result(r *kgo.Record) {
 	var at struct {
 		Partition int32  `json:"partition"`
 		Offset    int64  `json:"offset"`
+		Row       int32  `json:"row"`
 		Model     string `json:"model"`
 	}
 	if err := json.Unmarshal(r.Value, &at); err != nil {
 		l.bad = errors.Join(l.bad, fmt.Errorf("result %s: %w", r.Value, err))
 		return
 	}
-	l.count(place{at.Partition, at.Offset}, r)
+	l.count(place{at.Partition, at.Offset, at.Row}, true, r)
 	l.versions[at.Model]++
 	l.scored++
 }
@@ -457,19 +508,29 @@ func (l *ledger) letter(r *kgo.Record) {
 			at.partition = int32(n)
 		case "oodmon-offset":
 			at.offset, _ = strconv.ParseInt(string(h.Value), 10, 64)
+		case "oodmon-row":
+			n, _ := strconv.Atoi(string(h.Value))
+			at.row = int32(max(n, 0)) // -1: the whole message, which is one record here
 		case "oodmon-reason":
 			reason = string(h.Value)
 		}
 	}
-	l.count(at, r)
+	l.count(at, false, r)
 	l.reasons[reason]++
 }
 
-func (l *ledger) count(at place, r *kgo.Record) {
-	if l.out[at]++; l.out[at] > 1 {
-		l.twice = append(l.twice, fmt.Sprintf("%d/%d at %s[%d] %d, producer %d epoch %d", at.partition, at.offset, r.Topic, r.Partition, r.Offset, r.ProducerID, r.ProducerEpoch))
+func (l *ledger) count(at place, scored bool, r *kgo.Record) {
+	was := l.out[at]
+	if was.times > 0 {
+		l.twice = append(l.twice, fmt.Sprintf("%v at %s[%d] %d, producer %d epoch %d", at, r.Topic, r.Partition, r.Offset, r.ProducerID, r.ProducerEpoch))
 	}
+	if was.times > 0 && was.scored != scored {
+		l.bad = errors.Join(l.bad, fmt.Errorf("%v has both a score and a dead letter", at))
+	}
+	l.out[at] = outcome{was.times + 1, scored}
 }
+
+func (at place) String() string { return fmt.Sprintf("%d/%d/%d", at.partition, at.offset, at.row) }
 
 func (l *ledger) results() int {
 	l.mu.Lock()
@@ -483,7 +544,7 @@ func (l *ledger) waiting() []place {
 	defer l.mu.Unlock()
 	var all []place
 	for at := range l.in {
-		if l.out[at] == 0 {
+		if l.out[at].times == 0 {
 			all = append(all, at)
 		}
 	}
@@ -496,7 +557,7 @@ func (l *ledger) have(all []place) error {
 	defer l.mu.Unlock()
 	missing := 0
 	for _, at := range all {
-		if l.in[at] && l.out[at] == 0 {
+		if _, still := l.in[at]; still && l.out[at].times == 0 {
 			missing++
 		}
 	}
@@ -565,9 +626,10 @@ func (d *deployment) waitForResults(n int) {
 	})
 }
 
-// committedIsDurable checks that every offset before a committed one has a
-// result which a reader sees, or will see: the markers of a transaction that is
-// committed come to its partitions one after the other.
+// committedIsDurable checks that every record before a committed offset has a
+// result which a reader sees. With exactly-once delivery it may come to be seen a
+// little later: the markers of a transaction that is committed are written to its
+// partitions one after the other.
 func (d *deployment) committedIsDurable() {
 	d.t.Helper()
 	committed := d.Committed(d.name, d.in)
@@ -579,16 +641,23 @@ func (d *deployment) committedIsDurable() {
 		})
 		kafkatest.Eventually(d.t, patience, func() error { return d.ledger.behind(topic, ends) })
 	}
-	kafkatest.Eventually(d.t, patience, func() error {
+	durable := func() error {
 		d.ledger.mu.Lock()
 		defer d.ledger.mu.Unlock()
 		for at := range d.ledger.in {
-			if at.offset < committed[at.partition] && d.ledger.out[at] == 0 {
-				return fmt.Errorf("%s: %s[%d] is committed up to %d, and offset %d has no result", d.delivery, d.in, at.partition, committed[at.partition], at.offset)
+			if at.offset < committed[at.partition] && d.ledger.out[at].times == 0 {
+				return fmt.Errorf("%s: %s[%d] is committed up to %d, and %v has no result", d.delivery, d.in, at.partition, committed[at.partition], at)
 			}
 		}
 		return nil
-	})
+	}
+	wait := time.Duration(0)
+	if d.delivery == exactlyOnce {
+		wait = patience
+	}
+	if err := kafkatest.Within(wait, durable); err != nil {
+		d.t.Error(err)
+	}
 }
 
 // An account is what became of a deployment's records.
@@ -603,16 +672,19 @@ type account struct {
 func (d *deployment) settle() account {
 	d.t.Helper()
 	d.stopProducing()
-	kafkatest.Eventually(d.t, patience, func() error {
+	err := kafkatest.Within(patience, func() error {
 		if err := d.caughtUp(d.in); err != nil {
 			return err
 		}
 		if n := len(d.ledger.waiting()); n > 0 {
-			return fmt.Errorf("%s: %d of %d input records have neither a result nor a dead letter", d.delivery, n, len(d.ledger.in))
+			return fmt.Errorf("%s: %d records have neither a result nor a dead letter", d.delivery, n)
 		}
 		return nil
 	})
-	kafkatest.Eventually(d.t, patience, func() error { // the last offset is committed after the last result
+	if err != nil {
+		d.t.Error(err) // and they are counted as lost
+	}
+	err = kafkatest.Within(patience, func() error { // the last offset is committed after the last result
 		committed := d.Committed(d.name, d.in)
 		d.ledger.mu.Lock()
 		defer d.ledger.mu.Unlock()
@@ -623,6 +695,9 @@ func (d *deployment) settle() account {
 		}
 		return nil
 	})
+	if err != nil {
+		d.t.Error(err)
+	}
 	for len(d.monitors) > 0 {
 		d.end(d.monitors[0], syscall.SIGTERM)
 	}
@@ -634,22 +709,28 @@ func (d *deployment) settle() account {
 	for _, n := range l.reasons {
 		a.letters += n
 	}
-	for at, n := range l.out {
-		if !l.in[at] {
-			d.t.Errorf("%s: a result for partition %d, offset %d, which holds no record", d.delivery, at.partition, at.offset)
+	for at, o := range l.out {
+		if good, known := l.in[at]; !known {
+			d.t.Errorf("%s: a result for %v, where no record is", d.delivery, at)
+		} else if good != o.scored {
+			d.t.Errorf("%s: %v can be scored: %v, and was scored: %v", d.delivery, at, good, o.scored)
 		}
-		a.twice += n - 1
+		a.twice += o.times - 1
 	}
+	messages := 0
 	for at := range l.in {
-		if l.out[at] == 0 {
+		if l.out[at].times == 0 {
 			a.lost++
+		}
+		if at.row == 0 {
+			messages++
 		}
 	}
 	if l.bad != nil {
 		d.t.Error(l.bad)
 	}
-	if int64(a.in) < d.produced.Load() {
-		d.t.Errorf("%s: the broker lost records: %d acknowledged, %d in the log", d.delivery, d.produced.Load(), a.in)
+	if int64(messages) < d.produced.Load() {
+		d.t.Errorf("%s: the broker lost messages: %d acknowledged, %d in the log", d.delivery, d.produced.Load(), messages)
 	}
 	if a.scored+a.letters-a.twice != a.in-a.lost {
 		d.t.Errorf("%s: %d records in, but %d scored and %d dead letters, %d of them twice", d.delivery, a.in, a.scored, a.letters, a.twice)

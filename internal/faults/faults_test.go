@@ -10,14 +10,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/oodmon/oodmon/featurizer"
 	"github.com/oodmon/oodmon/internal/kafkatest"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -30,9 +31,9 @@ type trial struct {
 	t      *testing.T
 	all    []*deployment
 	random *rand.Rand
-	// recover is when recovery was last measured from, where that isn't the
-	// return of the fault.
-	recover time.Time
+	// injected is how often the fault happened to each deployment, where that is not
+	// what inject returns for all.
+	injected []int
 }
 
 // A fault happens to a trial's deployments, which have a monitor each and are
@@ -64,14 +65,15 @@ var groups = []group{
 		{"disk of the drift state full, then not", fullState},
 		{"retention passes the committed offset", retention},
 		{"200 ms delay of everything", delay},
-		{"1 % of the requests end in a reset", resets},
+		{"connection closed at 1 % of the requests", resets},
 		{"connections cut", cutConnections},
 		{"acknowledgements lost", loseAcknowledgements},
 		{"slow sink: 400 ms an acknowledgement", slowSink},
-		{"model file torn, truncated, bit-flipped, swapped while read", damageModels},
+		{"model file torn, truncated, bit-flipped, gone, rewritten while read", damageModels},
 		{"poison, empty, oversized, wrong-dimension messages, a compressed bomb", poison},
 		{"partitions added", addPartitions},
-		{"the producers' clock jumps by decades", clockJump},
+		{"the producers' clock jumps by decades", producersClock},
+		{"the monitor's clock jumps by years", monitorsClock},
 	}},
 	{"brokers=3", func(t testing.TB) *cluster { return startCluster(t, 3) }, 1, []fault{
 		{"coordinators of group and transactions lost", loseCoordinators},
@@ -141,7 +143,15 @@ func try(t *testing.T, c *cluster, f fault, name string, seed uint64, table *rep
 	h.Write([]byte(f.name))
 	tr := &trial{cluster: c, t: t, random: rand.New(rand.NewPCG(seed, h.Sum64()))}
 	defer c.rule(nil)
+	results := make(map[string]*result)
+	defer func() {
+		for delivery, r := range results { // also what ended early
+			r.failed = t.Failed()
+			table.add(f.name, c.nodes, delivery, *r)
+		}
+	}()
 	for _, delivery := range []string{atLeastOnce, exactlyOnce} {
+		results[delivery] = &result{seed: seed}
 		id := name + "-" + delivery[:2]
 		tr.all = append(tr.all, deploy(t, c.Broker, c.proxied, id, delivery, c.access(t, id)))
 	}
@@ -154,21 +164,24 @@ func try(t *testing.T, c *cluster, f fault, name string, seed uint64, table *rep
 	}
 	times := f.inject(tr)
 	c.rule(nil)
-	if tr.recover.IsZero() {
-		tr.recover = time.Now()
-	}
-	var recovery []time.Duration
-	for _, d := range tr.all {
-		behind := d.ledger.waiting()
-		kafkatest.Eventually(t, patience, func() error { return d.ledger.have(behind) })
-		recovery = append(recovery, time.Since(tr.recover))
-	}
+	over := time.Now()
 	for i, d := range tr.all {
+		r := results[d.delivery]
+		if r.times = times; tr.injected != nil {
+			r.times = tr.injected[i]
+		}
+		behind := d.ledger.waiting()
+		if err := kafkatest.Within(patience, func() error { return d.ledger.have(behind) }); err != nil {
+			t.Errorf("%s: %v", d.delivery, err)
+		}
+		r.recovery = time.Since(over)
+	}
+	for _, d := range tr.all {
 		d.committedIsDurable()
 		d.waitForResults(100)
-		a := d.settle()
-		table.add(f.name, c.nodes, d.delivery, result{seed, times, a, recovery[i]})
-		t.Logf("%s: %d times, %d records in, %d lost, %d twice, recovered in %v", d.delivery, times, a.in, a.lost, a.twice, recovery[i].Round(time.Millisecond))
+		r := results[d.delivery]
+		r.account = d.settle()
+		t.Logf("%s: %d times, %d records in, %d lost, %d twice, recovered in %v", d.delivery, r.times, r.in, r.lost, r.twice, r.recovery.Round(time.Millisecond))
 	}
 	t.Logf("seed %d: %v in all", seed, time.Since(begun).Round(time.Second))
 }
@@ -310,26 +323,40 @@ func (tr *trial) whileRuled(d time.Duration, rule func(frame) verdict) {
 	tr.rule(nil)
 }
 
+// cutAt closes the connection at one in n of the frames that match, for a while.
+func (tr *trial) cutAt(while time.Duration, n int, match func(frame) bool) int {
+	var mu sync.Mutex
+	counts := make(map[string]int)
+	tr.whileRuled(while, func(f frame) verdict {
+		mu.Lock()
+		defer mu.Unlock()
+		if !match(f) || tr.random.IntN(n) > 0 {
+			return verdict{}
+		}
+		counts[f.client]++
+		return verdict{cut: true}
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	tr.injected = nil
+	sum := 0
+	for _, d := range tr.all {
+		tr.injected = append(tr.injected, counts[d.name])
+		sum += counts[d.name]
+	}
+	return sum
+}
+
 // loseAcknowledgements drops one in eight answers, with its connection, to
 // whatever changes something.
 func loseAcknowledgements(tr *trial) int {
-	var times atomic.Int64
-	var mu sync.Mutex
-	tr.whileRuled(8*time.Second, func(f frame) verdict {
+	return tr.cutAt(8*time.Second, 8, func(f frame) bool {
 		switch f.api {
 		case apiProduce, apiOffsetCommit, apiInitProducerID, apiAddPartitionsToTxn, apiAddOffsetsToTxn, apiTxnOffsetCommit, apiEndTxn:
-		default:
-			return verdict{}
+			return f.answer
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		if !f.answer || tr.random.IntN(8) > 0 {
-			return verdict{}
-		}
-		times.Add(1)
-		return verdict{cut: true}
+		return false
 	})
-	return int(times.Load())
 }
 
 func cutConnections(tr *trial) int {
@@ -355,18 +382,7 @@ func delay(tr *trial) int {
 }
 
 func resets(tr *trial) int {
-	var times atomic.Int64
-	var mu sync.Mutex
-	tr.whileRuled(10*time.Second, func(f frame) verdict {
-		mu.Lock()
-		defer mu.Unlock()
-		if f.answer || tr.random.IntN(100) > 0 {
-			return verdict{}
-		}
-		times.Add(1)
-		return verdict{cut: true}
-	})
-	return int(times.Load())
+	return tr.cutAt(10*time.Second, 100, func(f frame) bool { return !f.answer })
 }
 
 // slowSink delays the produce requests alone. What is fetched meanwhile waits at
@@ -381,49 +397,75 @@ func slowSink(tr *trial) int {
 	return 1
 }
 
-// damageModels makes the registry name models that are no good; the one in
-// service stays. Then it swaps two good ones quickly.
+// damageModels makes the registry name a model whose file is damaged, in a way after
+// the other: each is refused, and the model in service stays. Then it rewrites the
+// file while the monitor is made to read it, and at last leaves it whole.
 func damageModels(tr *trial) int {
-	times := 0
+	const rewritten = 10
+	damages := 0
 	for _, d := range tr.all {
 		current, err := d.models.Current(context.Background())
 		if err != nil {
 			tr.t.Fatal(err)
 		}
-		other := d.publish(2)
-		file, err := os.ReadFile(filepath.Join(d.registry, "models", other+".safetensors"))
+		other, err := d.models.Add(context.Background(), randomModel(tr.t, 2))
 		if err != nil {
 			tr.t.Fatal(err)
 		}
-		flipped := bytes.Clone(file)
+		path := filepath.Join(d.registry, "models", other+".safetensors")
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+		name := func(version string) { write(tr.t, filepath.Join(d.registry, "CURRENT"), []byte(version+"\n")) }
+		flipped := bytes.Clone(whole)
 		flipped[tr.random.IntN(len(flipped))] ^= 1 << tr.random.IntN(8)
-		torn := append(bytes.Clone(file[:len(file)/2]), make([]byte, len(file)-len(file)/2)...)
-		for i, damaged := range [][]byte{file[:tr.random.IntN(len(file))], flipped, torn, nil} {
-			version := fmt.Sprintf("%012x", 0xbad0+i)
-			write(tr.t, filepath.Join(d.registry, "models", version+".safetensors"), damaged)
-			write(tr.t, filepath.Join(d.registry, "CURRENT"), []byte(version+"\n"))
+		torn := append(bytes.Clone(whole[:len(whole)/2]), make([]byte, len(whole)-len(whole)/2)...)
+		damaged := [][]byte{whole[:tr.random.IntN(len(whole))], flipped, torn, nil}
+		damages = len(damaged) + 1
+		refused := func() int { return strings.Count(d.logged(), "model not taken in") }
+		for i := range damages {
+			name(current)
+			if i < len(damaged) {
+				write(tr.t, path, damaged[i])
+			} else if err := os.Remove(path); err != nil {
+				tr.t.Fatal(err)
+			}
+			before := refused()
+			name(other)
 			d.hangup()
-			times++
+			kafkatest.Eventually(tr.t, patience, func() error {
+				if refused() == before {
+					return fmt.Errorf("%s: model file with damage %d was not refused", d.delivery, i)
+				}
+				return nil
+			})
 		}
-		for range 10 {
+		for range rewritten {
 			for _, version := range []string{current, other} {
-				write(tr.t, filepath.Join(d.registry, "CURRENT"), []byte(version+"\n"))
+				name(version)
+				write(tr.t, path, torn)
 				d.hangup()
-				times++
+				write(tr.t, path, whole)
 			}
 		}
-		if text := d.logged(); !strings.Contains(text, "model not taken in") {
-			tr.t.Errorf("%s: no damaged model was refused", d.delivery)
-		}
-		d.ledger.mu.Lock()
-		for version := range d.ledger.versions {
-			if version != current && version != other {
-				tr.t.Errorf("%s: results by model %s", d.delivery, version)
+		d.hangup()
+		d.waitForResults(100)
+		kafkatest.Eventually(tr.t, patience, func() error {
+			d.ledger.mu.Lock()
+			defer d.ledger.mu.Unlock()
+			for version := range d.ledger.versions {
+				if version != current && version != other {
+					tr.t.Fatalf("%s: results by model %s", d.delivery, version)
+				}
 			}
-		}
-		d.ledger.mu.Unlock()
+			if d.ledger.versions[other] == 0 {
+				return fmt.Errorf("%s: no result by model %s, whose file is whole again", d.delivery, other)
+			}
+			return nil
+		})
 	}
-	return times / 2
+	return damages + 2*rewritten
 }
 
 // hangup makes the monitor read the registry.
@@ -480,6 +522,20 @@ func poison(tr *trial) int {
 		}
 		cancel()
 		client.Close()
+		kafkatest.Eventually(tr.t, patience, func() error {
+			d.ledger.mu.Lock()
+			defer d.ledger.mu.Unlock()
+			for _, reason := range featurizer.Reasons {
+				switch reason {
+				case featurizer.UnknownCodec, featurizer.BadBatch: // need another configuration, another broker
+				default:
+					if d.ledger.reasons[string(reason)] < 3 {
+						return fmt.Errorf("%s: dead letters by reason: %v, where is %s", d.delivery, d.ledger.reasons, reason)
+					}
+				}
+			}
+			return nil
+		})
 	}
 	return times / 2
 }
@@ -539,9 +595,9 @@ func recreateTopic(tr *trial) int {
 		tr.pause(2 * time.Second)
 		l := d.ledger
 		l.mu.Lock()
-		for _, n := range l.out {
-			if n > 1 && d.delivery == exactlyOnce {
-				tr.t.Errorf("%s: a result came %d times", d.delivery, n)
+		for at, o := range l.out {
+			if o.times > 1 && d.delivery == exactlyOnce {
+				tr.t.Errorf("%s: the result of %v came %d times", d.delivery, at, o.times)
 			}
 		}
 		clear(l.in)
@@ -585,10 +641,12 @@ func retention(tr *trial) int {
 			offsets.AddOffset(d.in, partition, remove, -1)
 			gap += remove - at
 			d.ledger.mu.Lock()
-			for offset := at; offset < remove; offset++ {
-				delete(d.ledger.in, place{partition, offset})
-				d.produced.Add(-1)
+			for record := range d.ledger.in {
+				if record.partition == partition && record.offset >= at && record.offset < remove {
+					delete(d.ledger.in, record)
+				}
 			}
+			d.produced.Add(at - remove)
 			d.ledger.mu.Unlock()
 		}
 		if _, err := d.Admin().DeleteRecords(ctx, offsets); err != nil {
@@ -607,8 +665,8 @@ func retention(tr *trial) int {
 	return 1
 }
 
-// clockJump makes the producers write times of the past and the future.
-func clockJump(tr *trial) int {
+// producersClock makes the producers write times of the past and the future.
+func producersClock(tr *trial) int {
 	for _, d := range tr.all {
 		d.stopProducing()
 		d.time = func(n int) time.Time {
@@ -620,28 +678,40 @@ func clockJump(tr *trial) int {
 	return 1
 }
 
-// moveLeaders makes every partition's leader another one, under load.
+// moveLeaders makes every partition's leader the next one, under load.
 func moveLeaders(tr *trial) int {
 	times := tr.times(4)
 	for range times {
 		for _, d := range tr.all {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			var move kadm.AlterPartitionAssignmentsReq
-			first := int32(tr.random.IntN(3))
-			set := make(kadm.TopicsSet)
-			for topic, n := range map[string]int32{d.in: partitions, d.scores: partitions, d.dead: 1} {
-				for p := range n {
-					replicas := []int32{1 + (first+p)%3, 1 + (first+p+1)%3, 1 + (first+p+2)%3}
-					move.Assign(topic, p, replicas)
+			var set kadm.TopicsSet
+			want := make(map[string]map[int32]int32)
+			for topic, partitions := range tr.leaders(d.in, d.scores, d.dead) {
+				want[topic] = make(map[int32]int32)
+				for p, leader := range partitions {
+					next := leader%3 + 1
+					want[topic][p] = next
+					move.Assign(topic, p, []int32{next, next%3 + 1, leader})
 					set.Add(topic, p)
 				}
 			}
-			if _, err := d.Admin().AlterPartitionAssignments(ctx, move); err != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			answer, err := d.Admin().AlterPartitionAssignments(ctx, move)
+			if err == nil {
+				err = answer.Error()
+			}
+			if err != nil {
 				tr.t.Fatal(err)
 			}
-			if _, err := d.Admin().ElectLeaders(ctx, kadm.ElectPreferredReplica, set); err != nil {
-				tr.t.Fatal(err)
-			}
+			kafkatest.Eventually(tr.t, patience, func() error {
+				if _, err := d.Admin().ElectLeaders(ctx, kadm.ElectPreferredReplica, set); err != nil {
+					return err
+				}
+				if got := tr.leaders(d.in, d.scores, d.dead); !reflect.DeepEqual(got, want) {
+					return fmt.Errorf("leaders are %v, want %v", got, want)
+				}
+				return nil
+			})
 			cancel()
 		}
 		tr.pause(2 * time.Second)
@@ -649,18 +719,43 @@ func moveLeaders(tr *trial) int {
 	return times
 }
 
-func killOneOfThree(tr *trial) int {
-	times := tr.times(2)
-	for range times {
-		node := tr.random.IntN(3)
-		tr.KillNode(node)
-		for _, d := range tr.all {
-			d.waitForResults(200) // the others go on
+// leaders returns who leads the partitions of topics.
+func (tr *trial) leaders(topics ...string) map[string]map[int32]int32 {
+	tr.t.Helper()
+	all := make(map[string]map[int32]int32)
+	kafkatest.Eventually(tr.t, patience, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		details, err := tr.Admin().ListTopics(ctx, topics...)
+		if err == nil {
+			err = details.Error()
 		}
-		tr.RestartNode(node)
-		tr.inSync()
+		if err != nil {
+			return err
+		}
+		for topic, detail := range details {
+			all[topic] = make(map[int32]int32)
+			for p, partition := range detail.Partitions {
+				if partition.Leader < 1 {
+					return fmt.Errorf("%s[%d] has no leader", topic, p)
+				}
+				all[topic][p] = partition.Leader
+			}
+		}
+		return nil
+	})
+	return all
+}
+
+func killOneOfThree(tr *trial) int {
+	node := tr.random.IntN(3)
+	tr.KillNode(node)
+	for _, d := range tr.all {
+		d.waitForResults(200) // the others go on
 	}
-	return times
+	tr.RestartNode(node)
+	tr.inSync()
+	return 1
 }
 
 // inSync waits until every replica is: only then may the next one be lost.
@@ -684,24 +779,26 @@ func (tr *trial) inSync() {
 	})
 }
 
-// loseCoordinators kills the broker that coordinates a group, and the one that
-// coordinates the transactions of a partition.
+// loseCoordinators kills the broker that coordinates a deployment's group, of each
+// in turn, and the one that coordinates the transactions of a partition.
 func loseCoordinators(tr *trial) int {
-	times := 0
-	for _, find := range []func(ctx context.Context, d *deployment) int32{
-		func(ctx context.Context, d *deployment) int32 {
-			return d.Admin().FindGroupCoordinators(ctx, d.name)[d.name].NodeID
-		},
-		func(ctx context.Context, d *deployment) int32 {
-			id := "oodmon." + d.name + "/" + d.in + "." + strconv.Itoa(tr.random.IntN(partitions))
-			return d.Admin().FindTxnCoordinators(ctx, id)[id].NodeID
-		},
-	} {
+	group := func(ctx context.Context, d *deployment) int32 {
+		return d.Admin().FindGroupCoordinators(ctx, d.name)[d.name].NodeID
+	}
+	transactions := func(ctx context.Context, d *deployment) int32 {
+		id := "oodmon." + d.name + "/" + d.in + "." + strconv.Itoa(tr.random.IntN(partitions))
+		return d.Admin().FindTxnCoordinators(ctx, id)[id].NodeID
+	}
+	tr.injected = make([]int, len(tr.all))
+	for _, one := range []struct {
+		of   int // which deployment
+		find func(ctx context.Context, d *deployment) int32
+	}{{0, group}, {1, group}, {1, transactions}} {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		node := find(ctx, tr.all[1]) // the one with transactions
+		node := one.find(ctx, tr.all[one.of])
 		cancel()
 		if node < 1 {
-			tr.t.Fatalf("no coordinator of %s was found", tr.all[1].name)
+			tr.t.Fatalf("no coordinator of %s was found", tr.all[one.of].name)
 		}
 		tr.KillNode(int(node) - 1)
 		tr.pause(time.Second)
@@ -710,7 +807,7 @@ func loseCoordinators(tr *trial) int {
 		}
 		tr.RestartNode(int(node) - 1)
 		tr.inSync()
-		times++
+		tr.injected[one.of]++
 	}
-	return times
+	return 3
 }

@@ -62,14 +62,15 @@ type report struct {
 
 // A result is what one run of a fault came to.
 type result struct {
-	seed  uint64
-	times int
+	seed   uint64
+	failed bool
+	times  int
 	account
 	recovery time.Duration
 }
 
-const reportHead = `| fault | brokers | delivery | runs | injected | records in | scored | dead letters | lost | twice | recovered in (the longest) | seeds |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+const reportHead = `| fault | brokers | delivery | runs | failed | injected | records in | scored | dead letters | lost | twice | recovered in (the longest) | seeds |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 `
 
 // add takes in a result, and tells the row anew: sums, and the median of the recovery.
@@ -82,7 +83,11 @@ func (r *report) add(fault string, brokers int, delivery string, one result) {
 	var sum result
 	var recovery []time.Duration
 	first, last := all[0].seed, all[0].seed
+	failed := 0
 	for _, x := range all {
+		if x.failed {
+			failed++
+		}
 		sum.times += x.times
 		sum.in += x.in
 		sum.scored += x.scored
@@ -97,7 +102,7 @@ func (r *report) add(fault string, brokers int, delivery string, one result) {
 	if last > first {
 		seeds += fmt.Sprint(" to ", last)
 	}
-	r.rows[key] = fmt.Sprintf(" %d | %d | %d | %d | %d | %d | %d | %.1f s (%.1f s) | %s |\n", len(all), sum.times, sum.in, sum.scored, sum.letters, sum.lost, sum.twice,
+	r.rows[key] = fmt.Sprintf(" %d | %d | %d | %d | %d | %d | %d | %d | %.1f s (%.1f s) | %s |\n", len(all), failed, sum.times, sum.in, sum.scored, sum.letters, sum.lost, sum.twice,
 		recovery[len(recovery)/2].Seconds(), recovery[len(recovery)-1].Seconds(), seeds)
 }
 

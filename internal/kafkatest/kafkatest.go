@@ -364,14 +364,24 @@ func (b *Broker) Committed(group, topic string) map[int32]int64 {
 	return all
 }
 
-// Eventually waits until check returns nil.
+// Eventually waits until check returns nil; the test ends where it does not.
 func Eventually(t testing.TB, timeout time.Duration, check func() error) {
 	t.Helper()
-	var err error
-	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if err = check(); err == nil {
-			return
+	if err := Within(timeout, check); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Within waits until check returns nil, and returns its last error where it does not.
+// It is called once at least.
+func Within(timeout time.Duration, check func() error) error {
+	for deadline := time.Now().Add(timeout); ; time.Sleep(20 * time.Millisecond) {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		if !time.Now().Before(deadline) {
+			return fmt.Errorf("not within %v: %w", timeout, err)
 		}
 	}
-	t.Fatal(fmt.Errorf("not within %v: %w", timeout, err))
 }
