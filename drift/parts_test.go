@@ -306,7 +306,7 @@ func atMostDelta(t *testing.T, bad, draws int, of string) {
 // The limits of shift hold for 95 of 100 references: each mean of the true
 // distribution is at or below.
 func TestShiftLimits(t *testing.T) {
-	for _, classes := range []int{1, 40} {
+	for _, classes := range []int{1, 33, 40, 150} {
 		r := rand.New(rand.NewPCG(3, uint64(classes)))
 		const draws = 1000
 		bad := 0
@@ -353,21 +353,25 @@ func TestBetsAreFair(t *testing.T) {
 	}
 }
 
+// The groups are of like number, and the same whatever the reference counts.
 func TestGroups(t *testing.T) {
-	class := make([]int64, 150)
-	for i := range class {
-		class[i] = 20
-	}
-	class[7] = 3000
-	ref := &reference{ranking: ranking{scores: make([]float32, 5980)}, class: class}
-	l := layoutOf(ref)
-	size := make([]int64, l.groupCount)
-	for c, g := range l.groups {
-		size[g] += class[c]
-	}
-	slices.Sort(size)
-	if l.groupCount != maxGroups || size[maxGroups-1] != 3000 || size[maxGroups-2]-size[0] > 20 {
-		t.Errorf("%d groups of sizes %v", l.groupCount, size)
+	for _, classes := range []int{2, 32, 33, 150} {
+		ref := &reference{class: make([]int64, classes)}
+		for i := range ref.class {
+			ref.class[i] = int64(1 + i)
+		}
+		l := layoutOf(ref)
+		slices.Reverse(ref.class)
+		if other := layoutOf(ref); !slices.Equal(l.groups, other.groups) {
+			t.Errorf("%d classes: groups %v, with other counts %v", classes, l.groups, other.groups)
+		}
+		members := make([]int, l.groupCount)
+		for _, g := range l.groups {
+			members[g]++
+		}
+		if l.groupCount != min(classes, maxGroups) || slices.Max(members)-slices.Min(members) > 1 {
+			t.Errorf("%d classes: groups of %v", classes, members)
+		}
 	}
 }
 
