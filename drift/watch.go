@@ -24,8 +24,8 @@ const maxSegmentName = 256
 
 // A Watch holds the evidence of one instance: of the stream that its partitions
 // make together, in the order in which they are acknowledged, and of segments.
-// Each instance's evidence is valid by itself, whichever partitions come and
-// go, and so is the average over instances: nothing moves with a partition.
+// Each instance's evidence is valid by itself, whichever partitions come and go:
+// nothing moves with a partition.
 type Watch struct {
 	cfg    Config
 	source string // the topic: offsets mean nothing in another
