@@ -178,7 +178,7 @@ def river_detectors():
             return found
         return places
 
-    adwin = [{"delta": d} for d in (1e-3, 1e-4, 1e-5, 1e-6, 1e-8)]
+    adwin = [{"delta": d} for d in (0.2, 0.05, 0.01, 0.005, 0.002, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)]
     kswin = [{"alpha": a} for a in (1e-4, 1e-5)] + [{"alpha": a, "window_size": 1000, "stat_size": 300} for a in (1e-4, 1e-6)]
     page = [{"threshold": t, "delta": d} for t in (100, 200, 500, 1000) for d in (0.005, 0.1)]
     return {

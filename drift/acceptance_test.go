@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 )
 
 // The simulations behind what docs/drift.md promises. Scores are N(0, 1), OOD
@@ -121,6 +122,135 @@ func TestAcceptanceFalseAlarmsLong(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// begin starts a Watch whose calibration is n scores of as many classes.
+func (f *fixture) begin(n, classes int, score func(*rand.Rand) float64) {
+	f.base.Classes = make([]string, classes)
+	f.base.Scores, f.base.Class = make([]float32, n), make([]int32, n)
+	for i := range f.base.Scores {
+		f.base.Scores[i], f.base.Class[i] = float32(score(f.r)), int32(f.r.IntN(classes))
+	}
+	slices.Sort(f.base.Scores)
+	clear(f.offsets)
+	f.open()
+	f.watch.options.key = f.r.Uint64()
+}
+
+// In-control streams with all features, through a Watch: the classes and the
+// projections too, with a live reference of 1,000 records, which come at once. How
+// many raise an alarm by A/10.
+func TestAcceptanceFalseAlarmsAllFeatures(t *testing.T) {
+	const streams, a, most = 1000, 10_000, 78 // 99 % of Binomial(1000, 1/10) are above
+	for _, classes := range []int{33, 150} {
+		for _, tolerance := range []Tolerance{defaultTolerance, {}} {
+			t.Run(fmt.Sprintf("%d classes, tolerance %v", classes, tolerance), func(t *testing.T) {
+				t.Parallel()
+				f := newFixture(t, 1, func(c *Config) {
+					c.MeanTimeToFalseAlarm, c.Projections, c.ReferenceRecords, c.Tolerance = a/2*time.Second, true, 1000, tolerance
+				})
+				f.r = rand.New(rand.NewPCG(uint64(classes), 14))
+				like := kind{score: inControl, embedding: func(r *rand.Rand) []float32 { return normal(r, 32) }}
+				var alarms [len(Detectors)]int
+				for range streams {
+					f.begin(300, classes, inControl)
+					f.watch.Observe(f.batch(0, 1000, like))
+					for range a / 10 / 10 {
+						f.now = f.now.Add(10 * time.Second)
+						f.watch.Observe(f.batch(0, 10, like))
+					}
+					e := f.watch.stream
+					if e.layout.groupCount != maxGroups || e.layout.projections != projections || e.shift.count == 0 {
+						t.Fatalf("%d groups of classes, %d projections, %d records bet on", e.layout.groupCount, e.layout.projections, e.shift.count)
+					}
+					for i, b := range []*betting{&e.shift, &e.change} {
+						alarms[i] += one(b.alarms > 0)
+					}
+				}
+				t.Logf("%d classes, %d projections, tolerance %v: shift %d, change %d of %d streams raise an alarm by A/10; at most %d", classes, projections, tolerance, alarms[0], alarms[1], streams, most)
+				if max(alarms[0], alarms[1]) > most {
+					t.Fail()
+				}
+			})
+		}
+	}
+}
+
+// In-control streams of four segments, of which three have detectors of their own,
+// with references of 1,000 live records, and scores of their own: how many raise any
+// alarm by a tenth of the time that all of them are given together.
+func TestAcceptanceFalseAlarmsSegments(t *testing.T) {
+	const streams, budget, most = 400, 10_000, 26 // 99 % of Binomial(400, 1/10) are above
+	segments := []string{"a", "b", "c", "d"}
+	for _, tolerance := range []Tolerance{defaultTolerance, {}} {
+		t.Run(fmt.Sprint(tolerance), func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 1, func(c *Config) {
+				c.MeanTimeToFalseAlarm, c.MaxSegments, c.ReferenceRecords, c.Tolerance = budget*time.Second, 3, 1000, tolerance
+			})
+			f.r = rand.New(rand.NewPCG(4, 14))
+			// A batch of n records of each segment, mixed as calibration and stream are.
+			observe := func(n int) (alarms int) {
+				var of []*Batch
+				for i, name := range segments {
+					of = append(of, f.batch(int32(i), n, kind{score: func(r *rand.Rand) float64 { return r.NormFloat64() + float64(i)/2 }, segment: name}))
+				}
+				for _, b := range of {
+					alarms += len(f.watch.Observe(b))
+				}
+				return alarms
+			}
+			alarmed := 0
+			for range streams {
+				f.begin(6000, 40, func(r *rand.Rand) float64 { return r.NormFloat64() + float64(r.IntN(len(segments)))/2 })
+				alarms := observe(1000)
+				for range budget / 10 / 10 {
+					f.now = f.now.Add(10 * time.Second)
+					alarms += observe(10)
+				}
+				for _, e := range f.watch.segments {
+					if e.shift.count == 0 || e.change.count == 0 {
+						t.Fatalf("segment %s has not begun", e.segment)
+					}
+				}
+				alarmed += one(alarms > 0)
+			}
+			t.Logf("%d engines, tolerance %v: %d of %d streams raise an alarm by a tenth of the time; at most %d", f.cfg.engines(), tolerance, alarmed, streams, most)
+			if alarmed > most {
+				t.Fail()
+			}
+		})
+	}
+}
+
+// Correlated streams as a monitor sees them: the calibration has no order, and the first
+// 2,048 live records tell the block. False alarms at A = 1e5.
+func TestAcceptanceFalseAlarmsCorrelated(t *testing.T) {
+	const streams, records, a, most = 100, 100_000, 100_000, 76
+	for name, next := range map[string]func(*rand.Rand) func() float64{"AR(0.9)": autoregressive, "bursts of 8": bursts} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 1, func(c *Config) { c.MeanTimeToFalseAlarm, c.Block = a/2*time.Second, 0 })
+			f.r = rand.New(rand.NewPCG(9, 14))
+			var alarms [len(Detectors)]int64
+			blocks := make(map[int]int)
+			for range streams {
+				stream := next(f.r)
+				f.begin(10000, 1, inControl)
+				for range records / 10 {
+					f.now = f.now.Add(10 * time.Second)
+					f.watch.Observe(f.batch(0, 10, kind{score: func(*rand.Rand) float64 { return stream() }}))
+				}
+				e := f.watch.stream
+				blocks[e.shift.block]++
+				alarms[0], alarms[1] = alarms[0]+e.shift.alarms, alarms[1]+e.change.alarms
+			}
+			t.Logf("%s: shift %d, change %d alarms in %d streams of %d records at A = 1e5; at most %d; streams by block size %v", name, alarms[0], alarms[1], streams, records, most, blocks)
+			if max(alarms[0], alarms[1]) > most {
+				t.Fail()
+			}
+		})
 	}
 }
 

@@ -12,8 +12,9 @@ import (
 // A Config is the section `drift` of oodmon.yml.
 type Config struct {
 	Enabled bool `yaml:"enabled"`
-	// MeanTimeToFalseAlarm is the least mean time between two false alarms of an
-	// instance, all its detectors and segments together.
+	// MeanTimeToFalseAlarm is what a time is divided by to give the highest
+	// probability of a false alarm of an instance in it, of all its detectors and
+	// segments together; the least mean time between two where they have a common past.
 	MeanTimeToFalseAlarm time.Duration `yaml:"mean_time_to_false_alarm"`
 	// Tolerance is how far a mean may move without being called drift.
 	Tolerance Tolerance `yaml:"tolerance"`

@@ -11,7 +11,7 @@ import (
 // options are what all engines of a Watch share.
 type options struct {
 	threshold float64 // of each detector, in seconds
-	delta     float64
+	delta     float64 // of each reference
 	tolerance Tolerance
 	block     int // 0: by the stream
 	reference int // live records that make one
@@ -22,8 +22,8 @@ type options struct {
 }
 
 const (
-	// delta is the probability, over the draw of the reference, with which the
-	// limits of shift may be too low.
+	// delta is the probability, over the draw of the references of an instance,
+	// with which a limit of shift may be too low.
 	delta = .05
 	// calibrationIsEnough is from how many records on a model's calibration
 	// serves as reference.

@@ -1,6 +1,7 @@
 package drift
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -243,64 +244,93 @@ func TestSettledTogether(t *testing.T) {
 	}
 }
 
+// tooLow draws a reference of n scores, uniform in [0, 1), and of as many classes, and
+// reports whether one of its limits is below the true mean.
+func tooLow(r *rand.Rand, n, classes int, delta float64) bool {
+	v := make([]float32, n)
+	class := make([]int64, classes)
+	for i := range v {
+		v[i] = float32(r.Float64())
+		class[r.IntN(len(class))]++
+	}
+	slices.Sort(v)
+	ref := newReference(false, v, class, nil, 1)
+	l := layoutOf(ref)
+	limits := shiftLimits(ref, &l, Tolerance{}, delta)
+	// The mean over the scores, exactly: integrate over the gaps.
+	var mean [scoreFeatures]float64
+	for gap := range len(v) + 1 {
+		lo, hi := 0., 1.
+		if gap > 0 {
+			lo = float64(v[gap-1])
+		}
+		if gap < len(v) {
+			hi = float64(v[gap])
+		}
+		width, above := hi-lo, len(v)-gap
+		if above < n/100 {
+			mean[featT1] += width
+		}
+		if above < n/20 {
+			mean[featT5] += width
+		}
+		p := (float64(above) + .5) / float64(len(v)+1)
+		spread := math.Abs(2*p - 1)
+		for i, s := range [perRank]float64{1 - p, p, spread, 1 - spread} {
+			mean[featUp+i] += width * s
+		}
+	}
+	bad := false
+	for i, m := range mean {
+		bad = bad || m > limits[i]
+	}
+	shares := make([]float64, l.groupCount)
+	for _, g := range l.groups {
+		shares[g] += 1. / float64(classes)
+	}
+	for g, s := range shares {
+		bad = bad || s > limits[scoreFeatures+g]
+	}
+	return bad
+}
+
+// atMostDelta fails if more than a share delta is bad, and not by chance.
+func atMostDelta(t *testing.T, bad, draws int, of string) {
+	t.Helper()
+	t.Logf("a limit is too low for %d of %d %s", bad, draws, of)
+	if share := float64(bad) / float64(draws); share > delta+2.326*math.Sqrt(delta*(1-delta)/float64(draws)) {
+		t.Errorf("a limit is too low for a share of %g of the %s, want at most %g", share, of, delta)
+	}
+}
+
 // The limits of shift hold for 95 of 100 references: each mean of the true
 // distribution is at or below.
 func TestShiftLimits(t *testing.T) {
+	for _, classes := range []int{1, 33, 40, 150} {
+		r := rand.New(rand.NewPCG(3, uint64(classes)))
+		const draws = 1000
+		bad := 0
+		for range draws {
+			bad += one(tooLow(r, 1000, classes, delta))
+		}
+		atMostDelta(t, bad, draws, fmt.Sprintf("references of %d classes", classes))
+	}
+}
+
+// They hold for 95 of 100 instances where segments have references of their own.
+func TestShiftLimitsOfSegments(t *testing.T) {
+	f := newFixture(t, 6000, func(c *Config) { c.MaxSegments = 20 })
 	r := rand.New(rand.NewPCG(3, 3))
-	const draws = 1000
-	above := 0
+	const draws = 200
+	bad := 0
 	for range draws {
-		v := make([]float32, 1000)
-		class := make([]int64, 40)
-		for i := range v {
-			v[i] = float32(r.Float64())
-			class[r.IntN(len(class))]++
+		some := false
+		for range f.cfg.engines() {
+			some = tooLow(r, 1000, 4, f.watch.options.delta) || some
 		}
-		slices.Sort(v)
-		ref := newReference(false, v, class, nil, 1)
-		l := layoutOf(ref)
-		limits := shiftLimits(ref, &l, Tolerance{}, delta)
-		// The mean over scores uniform in [0, 1], exactly: integrate over the gaps.
-		var mean [scoreFeatures]float64
-		for gap := range len(v) + 1 {
-			lo, hi := 0., 1.
-			if gap > 0 {
-				lo = float64(v[gap-1])
-			}
-			if gap < len(v) {
-				hi = float64(v[gap])
-			}
-			width, above := hi-lo, len(v)-gap
-			if above < 10 {
-				mean[featT1] += width
-			}
-			if above < 50 {
-				mean[featT5] += width
-			}
-			p := (float64(above) + .5) / float64(len(v)+1)
-			spread := math.Abs(2*p - 1)
-			for i, s := range [perRank]float64{1 - p, p, spread, 1 - spread} {
-				mean[featUp+i] += width * s
-			}
-		}
-		bad := false
-		for i, m := range mean {
-			bad = bad || m > limits[i]
-		}
-		shares := make([]float64, l.groupCount)
-		for c := range class {
-			shares[l.groups[c]] += 1. / float64(len(class))
-		}
-		for g, s := range shares {
-			bad = bad || s > limits[scoreFeatures+g]
-		}
-		if bad {
-			above++
-		}
+		bad += one(some)
 	}
-	if share := float64(above) / draws; share > delta+2.326*math.Sqrt(delta*(1-delta)/draws) {
-		t.Errorf("a limit is too low for a share of %g of the references, want at most %g", share, delta)
-	}
+	atMostDelta(t, bad, draws, "instances of 20 segments")
 }
 
 // No bet can lose all, whatever the block's mean, and the weights add up to 1.
@@ -323,21 +353,25 @@ func TestBetsAreFair(t *testing.T) {
 	}
 }
 
+// The groups are of like number, and the same whatever the reference counts.
 func TestGroups(t *testing.T) {
-	class := make([]int64, 150)
-	for i := range class {
-		class[i] = 20
-	}
-	class[7] = 3000
-	ref := &reference{ranking: ranking{scores: make([]float32, 5980)}, class: class}
-	l := layoutOf(ref)
-	size := make([]int64, l.groupCount)
-	for c, g := range l.groups {
-		size[g] += class[c]
-	}
-	slices.Sort(size)
-	if l.groupCount != maxGroups || size[maxGroups-1] != 3000 || size[maxGroups-2]-size[0] > 20 {
-		t.Errorf("%d groups of sizes %v", l.groupCount, size)
+	for _, classes := range []int{2, 32, 33, 150} {
+		ref := &reference{class: make([]int64, classes)}
+		for i := range ref.class {
+			ref.class[i] = int64(1 + i)
+		}
+		l := layoutOf(ref)
+		slices.Reverse(ref.class)
+		if other := layoutOf(ref); !slices.Equal(l.groups, other.groups) {
+			t.Errorf("%d classes: groups %v, with other counts %v", classes, l.groups, other.groups)
+		}
+		members := make([]int, l.groupCount)
+		for _, g := range l.groups {
+			members[g]++
+		}
+		if l.groupCount != min(classes, maxGroups) || slices.Max(members)-slices.Min(members) > 1 {
+			t.Errorf("%d classes: groups of %v", classes, members)
+		}
 	}
 }
 

@@ -209,7 +209,9 @@ func (l *layout) family(feature int) int {
 	return familyProjection
 }
 
-// layoutOf puts the classes into at most maxGroups groups of like size.
+// layoutOf puts the classes into at most maxGroups groups of like number, by their
+// index: groups that were made by the counts would be made of classes that the same
+// reference happens to have few of, and their limits would be too low.
 func layoutOf(ref *reference) layout {
 	l := layout{projections: len(ref.projections)}
 	total := int64(0)
@@ -219,23 +221,9 @@ func layoutOf(ref *reference) layout {
 	if len(ref.class) < 2 || total == 0 {
 		return l
 	}
-	order := make([]int, len(ref.class))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(a, b int) int { return int(ref.class[b] - ref.class[a]) })
-	l.groups, l.groupCount = make([]int32, len(order)), min(len(order), maxGroups)
-	size, members := make([]int64, l.groupCount), make([]int, l.groupCount)
-	for _, class := range order {
-		least := 0
-		for g := range size {
-			if size[g] < size[least] || size[g] == size[least] && members[g] < members[least] {
-				least = g
-			}
-		}
-		l.groups[class] = int32(least)
-		size[least] += ref.class[class]
-		members[least]++
+	l.groups, l.groupCount = make([]int32, len(ref.class)), min(len(ref.class), maxGroups)
+	for class := range l.groups {
+		l.groups[class] = int32(class % l.groupCount)
 	}
 	return l
 }

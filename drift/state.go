@@ -16,8 +16,9 @@ import (
 	"github.com/oodmon/oodmon/internal/atomicfile"
 )
 
-// The state file, version 1. All numbers are little-endian, times are seconds
-// since 1970 as float64, and a list is its length as uint32 and its elements.
+// The state file, version 2; in version 1 the classes were in other groups. All
+// numbers are little-endian, times are seconds since 1970 as float64, and a list
+// is its length as uint32 and its elements.
 //
 //	offset  size  what
 //	0       8     "OODDRIFT"
@@ -55,7 +56,7 @@ import (
 // A mark: time, record's time int64 (µs), partition int32, offset, records, ood int64.
 const (
 	stateMagic   = "OODDRIFT"
-	stateVersion = 1
+	stateVersion = 2
 	stateHeader  = 16
 	maxState     = 1 << 30
 	maxCell      = 1 << 52 // records in a cell of the urn

@@ -28,9 +28,9 @@ func small(t testing.TB, file string) *fixture {
 	return f
 }
 
-// The bytes of a state are those of version 1 of the format.
+// The bytes of a state are those of version 2 of the format.
 func TestStateGolden(t *testing.T) {
-	golden := filepath.Join("testdata", "state-v1")
+	golden := filepath.Join("testdata", "state-v2")
 	f := small(t, filepath.Join(t.TempDir(), "state"))
 	if err := f.watch.Save(); err != nil {
 		t.Fatal(err)
@@ -53,7 +53,7 @@ func TestStateGolden(t *testing.T) {
 	}
 	// The header, by the byte table.
 	le := binary.LittleEndian
-	if string(want[:8]) != "OODDRIFT" || le.Uint32(want[8:]) != 1 || le.Uint32(want[12:]) != crc32.Checksum(want[16:], crc32.MakeTable(crc32.Castagnoli)) ||
+	if string(want[:8]) != "OODDRIFT" || le.Uint32(want[8:]) != 2 || le.Uint32(want[12:]) != crc32.Checksum(want[16:], crc32.MakeTable(crc32.Castagnoli)) ||
 		le.Uint64(want[56:]) != 0x0102030405060708 || le.Uint32(want[64:]) != 1 || le.Uint64(want[72:]) != 129 {
 		t.Errorf("header % x", want[:80])
 	}
@@ -133,6 +133,9 @@ func TestStateRefused(t *testing.T) {
 			refused("a bit", "it is damaged", bad)
 		}
 	}
+	old := slices.Clone(good)
+	old[8] = 1
+	refused("version 1", "it belongs to another version of oodmon: format 1, expected 2", old)
 	refused("half of it", "it is damaged", good[:len(good)/2])
 	refused("nothing", "it is no drift state", nil)
 	refused("more", "it is damaged", append(slices.Clone(good), 0))

@@ -24,8 +24,8 @@ const maxSegmentName = 256
 
 // A Watch holds the evidence of one instance: of the stream that its partitions
 // make together, in the order in which they are acknowledged, and of segments.
-// Each instance's evidence is valid by itself, whichever partitions come and
-// go, and so is the average over instances: nothing moves with a partition.
+// Each instance's evidence is valid by itself, whichever partitions come and go:
+// nothing moves with a partition.
 type Watch struct {
 	cfg    Config
 	source string // the topic: offsets mean nothing in another
@@ -54,7 +54,7 @@ func New(cfg Config, source string, base Baseline, clock func() time.Time, reg p
 		cfg: cfg, source: source, clock: clock, log: log,
 		watermarks: make(map[int32]int64),
 		options: options{
-			threshold: cfg.threshold(), delta: delta, tolerance: cfg.Tolerance, block: cfg.Block,
+			threshold: cfg.threshold(), delta: cfg.delta(), tolerance: cfg.Tolerance, block: cfg.Block,
 			reference: cfg.ReferenceRecords, project: cfg.Projections, samples: cfg.Incidents.Samples, show: cfg.Incidents.IncludeEmbedding,
 		},
 	}
@@ -84,15 +84,23 @@ func full(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
-// threshold returns A of each detector: doubled, and once more for each
-// segment, so that all of them together meet the budget.
-func (c *Config) threshold() float64 {
-	detectors := len(Detectors)
-	if c.MaxSegments > 0 {
-		detectors *= 1 + c.MaxSegments + 1
+// engines returns how many streams have detectors of their own: the whole and,
+// where there are segments, each of these and the rest.
+func (c *Config) engines() int {
+	if c.MaxSegments == 0 {
+		return 1
 	}
-	return float64(detectors) * c.MeanTimeToFalseAlarm.Seconds()
+	return 1 + c.MaxSegments + 1
 }
+
+// threshold returns A of each detector: the budget is shared among all of them.
+func (c *Config) threshold() float64 {
+	return float64(len(Detectors)*c.engines()) * c.MeanTimeToFalseAlarm.Seconds()
+}
+
+// delta returns that of each reference: the probability that one of them is too far
+// from its stream is shared likewise.
+func (c *Config) delta() float64 { return delta / float64(c.engines()) }
 
 // begin drops all evidence and starts with a baseline.
 func (w *Watch) begin(base Baseline) {
