@@ -2,7 +2,6 @@ package featurizer
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -255,7 +254,7 @@ func jsonRows(r io.Reader) iter.Seq2[fileRow, error] {
 		n := 0
 		for lines.Scan() {
 			n++
-			line := bytes.TrimSpace(lines.Bytes())
+			line := trimSpace(lines.Bytes())
 			if len(line) == 0 {
 				continue
 			}

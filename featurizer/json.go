@@ -114,17 +114,17 @@ func (f *jsonFloats) UnmarshalJSON(text []byte) error {
 	if text[0] != '[' || text[len(text)-1] != ']' {
 		return fmt.Errorf("embedding: %.40s is not an array", text)
 	}
-	rest := bytes.TrimSpace(text[1 : len(text)-1])
+	rest := trimSpace(text[1 : len(text)-1])
 	*f = slices.Grow(*f, bytes.Count(rest, []byte{','})+1)
 	for len(rest) > 0 {
 		number, after, more := bytes.Cut(rest, []byte{','})
-		number = bytes.TrimSpace(number)
+		number = trimSpace(number)
 		v, err := strconv.ParseFloat(unsafe.String(unsafe.SliceData(number), len(number)), 32)
 		if err != nil || !isJSONNumber(number) {
 			return fmt.Errorf("embedding: value %d is %.40q, expected a number within float32", len(*f), number)
 		}
 		*f = append(*f, float32(v))
-		if rest = after; more && len(bytes.TrimSpace(rest)) == 0 {
+		if rest = after; more && len(trimSpace(rest)) == 0 {
 			return fmt.Errorf("embedding: no value follows the last comma")
 		}
 	}
@@ -174,12 +174,24 @@ const maxMillis = 1e14 // the year 5138
 // looksLikeJSON reports whether the text begins and ends as an object or an
 // array does.
 func looksLikeJSON(text []byte) bool {
-	text = bytes.TrimSpace(text)
+	text = trimSpace(text)
 	if len(text) < 2 {
 		return false
 	}
 	first, last := text[0], text[len(text)-1]
 	return first == '{' && last == '}' || first == '[' && last == ']'
+}
+
+// trimSpace removes what JSON takes for white space; bytes.TrimSpace removes more.
+func trimSpace(text []byte) []byte {
+	space := func(c byte) bool { return c == ' ' || c == '\n' || c == '\r' || c == '\t' }
+	for len(text) > 0 && space(text[0]) {
+		text = text[1:]
+	}
+	for len(text) > 0 && space(text[len(text)-1]) {
+		text = text[:len(text)-1]
+	}
+	return text
 }
 
 func validJSON(text []byte) bool { return json.Valid(text) }
@@ -215,7 +227,7 @@ func (b *Builder) decodeJSON(m *Message) (err error) {
 			err = reject(BadJSON, "the decoder failed: %v", p)
 		}
 	}()
-	text := bytes.TrimSpace(m.Value)
+	text := trimSpace(m.Value)
 	b.rows = b.rows[:0]
 	switch {
 	case len(text) > 0 && text[0] == '[':
