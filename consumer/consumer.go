@@ -40,6 +40,7 @@ type Consumer struct {
 	newHandler func(partition int) Handler
 	metrics    *metrics
 	log        *slog.Logger
+	budget     *budget
 
 	mu         sync.Mutex
 	member     bool      // of a generation
@@ -78,7 +79,7 @@ func New(cfg Config, conn *kafkaconn.Client, newHandler func(partition int) Hand
 		cfg.DrainTimeout = defaultDrainTimeout
 	}
 	return &Consumer{
-		cfg: cfg, conn: conn, newHandler: newHandler, metrics: newMetrics(reg), log: log,
+		cfg: cfg, conn: conn, newHandler: newHandler, metrics: newMetrics(reg), log: log, budget: processBudget(),
 		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress), forgetful: forgetfulTime,
 	}, nil
 }
@@ -361,7 +362,7 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, co
 		reader: reader{
 			conn: c.conn, topic: c.cfg.Topic, partition: a.ID, position: a.Offset,
 			maxRecords: c.cfg.MaxRecords, maxBytes: fetchSize, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
-			readAhead: true,
+			readAhead: true, share: share{budget: c.budget},
 		},
 	}
 	defer c.exit(a.ID)
