@@ -108,7 +108,7 @@ func (c *Config) Validate() error {
 	hook := c.RetrainWebhook
 	check(hook.URL == "" || hook.URLFile == "", "retrain_webhook: url and url_file are both set; choose one")
 	if hook.URL != "" {
-		check(isHTTP(hook.URL), "retrain_webhook.url: %q is not an http or https address", hook.URL)
+		check(isHTTP(hook.URL), "retrain_webhook.url: want an http or https address with a host") // it may hold a token: it is not repeated
 	}
 	return errors.Join(all...)
 }
