@@ -263,7 +263,8 @@ func (r *reader) request(ctx context.Context, offset int64, size, limit int, buf
 	}
 	response := answer.(*fetchResponse)
 	if response.errorCode != 0 {
-		return nil, request.buf, fmt.Errorf("fetch %s[%d] at offset %d: %w", r.topic, r.partition, offset, kafka.Error(response.errorCode))
+		err := r.conn.Denied(kafka.Error(response.errorCode), kafkaconn.Access{Operation: "Read", Topic: r.topic})
+		return nil, request.buf, fmt.Errorf("fetch %s[%d] at offset %d: %w", r.topic, r.partition, offset, err)
 	}
 	return response, request.buf, nil
 }
