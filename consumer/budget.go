@@ -25,7 +25,7 @@ const (
 	// limit, and budgetPart the part of that limit.
 	defaultBudget = 64 << 20
 	budgetPart    = 8
-	// ordinaryUnfolding is what any decompressor may take: the window of zstd's level 8.
+	// ordinaryUnfolding is what any decompressor may take: zstd's window at its default level.
 	ordinaryUnfolding = 2 << 20
 )
 
@@ -58,6 +58,8 @@ func processBudget() *budget {
 type share struct {
 	budget *budget
 	held   [kinds]int64
+	// waits, where it isn't nil, is called when a wait begins, and when it ends.
+	waits func(waits bool)
 }
 
 // hold waits until n bytes of a kind are free, and takes them, unless as much is held
@@ -69,11 +71,19 @@ func (s *share) hold(ctx context.Context, kind int, n int64) error {
 		return nil
 	}
 	s.giveBack(kind)
-	if s.budget.free[kind].Acquire(ctx, n) != nil {
+	if !s.budget.free[kind].TryAcquire(n) && s.wait(ctx, kind, n) != nil {
 		return fmt.Errorf("wait for %d bytes of memory for %s: %w", n, kindNames[kind], context.Cause(ctx))
 	}
 	s.held[kind] = n
 	return nil
+}
+
+func (s *share) wait(ctx context.Context, kind int, n int64) error {
+	if s.waits != nil {
+		s.waits(true)
+		defer s.waits(false)
+	}
+	return s.budget.free[kind].Acquire(ctx, n)
 }
 
 // giveBack gives back what is held of a kind and of those after it.

@@ -181,7 +181,7 @@ func TestWaitForMemoryEndsWithItsContext(t *testing.T) {
 	}
 	reason := errors.New("the partition was taken away")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	time.AfterFunc(100*time.Millisecond, func() { cancel(reason) })
+	r.share.waits = func(bool) { cancel(reason) }
 	emit := func(b *Batch, _ int64) error { t.Errorf("emitted %v", offsets(b.Messages)); return nil }
 	if err := r.fetch(ctx, emit); !errors.Is(err, reason) || r.position != 5 {
 		t.Errorf("%v, position %d; want %v and 5", err, r.position, reason)
@@ -202,7 +202,7 @@ func TestWaitForMemoryEndsWithItsContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel = context.WithCancelCause(t.Context())
-	time.AfterFunc(100*time.Millisecond, func() { cancel(reason) })
+	r.share.waits = func(bool) { cancel(reason) }
 	if err := r.fetch(ctx, emit); !errors.Is(err, reason) || r.position != 5 {
 		t.Errorf("%v, position %d; want %v and 5", err, r.position, reason)
 	}

@@ -66,6 +66,7 @@ type progress struct {
 	position, end, written int64     // as a reader's
 	moved                  time.Time // when the position last moved, or nothing waited
 	err                    error     // of the last attempt, or nil
+	queued                 time.Time // since when it waits for memory that other partitions hold; zero: it does not
 }
 
 // New checks the configuration. It doesn't connect.
@@ -375,6 +376,7 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, co
 			readAhead: true, share: share{budget: c.budget},
 		},
 	}
+	w.share.waits = func(waits bool) { c.waitsForMemory(w.progress, waits) }
 	defer c.exit(a.ID)
 	defer w.drop()
 	if a.Offset >= 0 {
@@ -670,6 +672,19 @@ func (c *Consumer) moved(p *progress, position, end, written int64) {
 	p.position, p.end, p.written, p.err = position, end, written, nil
 }
 
+// waitsForMemory leaves the time of the wait out of a stall: those who hold the memory
+// move, or theirs is one.
+func (c *Consumer) waitsForMemory(p *progress, waits bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if waits {
+		p.queued = time.Now()
+		return
+	}
+	p.moved = p.moved.Add(time.Since(p.queued))
+	p.queued = time.Time{}
+}
+
 func (w *worker) failed(operation string, err error) {
 	err = w.Consumer.conn.Denied(err, kafkaconn.Access{Operation: "Read", Topic: w.topic, Group: w.cfg.Group})
 	w.metrics.errors.WithLabelValues(operation).Inc()
@@ -713,7 +728,7 @@ func (c *Consumer) Healthy(maxStall time.Duration) error {
 	}
 	var all []error
 	for partition, p := range c.partitions {
-		if (p.position < p.end || p.err != nil) && now.Sub(p.moved) > maxStall {
+		if p.queued.IsZero() && (p.position < p.end || p.err != nil) && now.Sub(p.moved) > maxStall {
 			err := fmt.Errorf("%s[%d] stands at offset %d of %d since %s", c.cfg.Topic, partition, p.position, p.end, p.moved.UTC().Format(time.RFC3339))
 			all = append(all, because(err, p.err))
 		}

@@ -34,7 +34,8 @@ type Config struct {
 	RetrainWebhook WebhookConfig `yaml:"retrain_webhook"`
 }
 
-// A WebhookConfig is an address in URL or in the file URLFile; neither: nowhere.
+// A WebhookConfig is an address in URL or in the file URLFile; neither: nowhere. One
+// that holds a token belongs in the file.
 type WebhookConfig struct {
 	URL     string `yaml:"url"`
 	URLFile string `yaml:"url_file"`
