@@ -40,6 +40,7 @@ type Consumer struct {
 	newHandler func(partition int) Handler
 	metrics    *metrics
 	log        *slog.Logger
+	budget     *budget
 
 	mu         sync.Mutex
 	member     bool      // of a generation
@@ -49,6 +50,7 @@ type Consumer struct {
 	known      int               // partitions of the topic when it was first seen
 	remade     atomic.Bool       // the topic has been away
 	fatal      error
+	refused    error // why the group was not joined, while it is not
 
 	// How far the group has come in the partitions that this member has, and since when
 	// its coordinator tells of less.
@@ -64,6 +66,7 @@ type progress struct {
 	position, end, written int64     // as a reader's
 	moved                  time.Time // when the position last moved, or nothing waited
 	err                    error     // of the last attempt, or nil
+	queued                 time.Time // since when it waits for memory that other partitions hold; zero: it does not
 }
 
 // New checks the configuration. It doesn't connect.
@@ -78,7 +81,7 @@ func New(cfg Config, conn *kafkaconn.Client, newHandler func(partition int) Hand
 		cfg.DrainTimeout = defaultDrainTimeout
 	}
 	return &Consumer{
-		cfg: cfg, conn: conn, newHandler: newHandler, metrics: newMetrics(reg), log: log,
+		cfg: cfg, conn: conn, newHandler: newHandler, metrics: newMetrics(reg), log: log, budget: processBudget(),
 		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress), forgetful: forgetfulTime,
 	}, nil
 }
@@ -112,6 +115,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		if err != nil {
 			c.metrics.errors.WithLabelValues(opJoin).Inc()
+			err = c.conn.Denied(err, kafkaconn.Access{Operation: "Read", Topic: c.cfg.Topic, Group: c.cfg.Group})
+			c.setRefused(err)
 			if text := err.Error(); text != refused || time.Since(told) >= tellAgain {
 				c.log.Warn("consumer group not joined; trying again", "group", c.cfg.Group, "error", err)
 				refused, told = text, time.Now()
@@ -297,9 +302,16 @@ func (c *Consumer) count(ctx context.Context) error {
 	return nil
 }
 
+func (c *Consumer) setRefused(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused = err
+}
+
 func (c *Consumer) setMember(member bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.refused = nil
 	if c.member != member {
 		c.member, c.since = member, time.Now()
 		for _, p := range c.left {
@@ -361,9 +373,10 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, co
 		reader: reader{
 			conn: c.conn, topic: c.cfg.Topic, partition: a.ID, position: a.Offset,
 			maxRecords: c.cfg.MaxRecords, maxBytes: fetchSize, maxMessage: c.cfg.MaxMessageBytes, maxWait: c.cfg.MaxWait,
-			readAhead: true,
+			readAhead: true, share: share{budget: c.budget},
 		},
 	}
+	w.share.waits = func(waits bool) { c.waitsForMemory(w.progress, waits) }
 	defer c.exit(a.ID)
 	defer w.drop()
 	if a.Offset >= 0 {
@@ -659,7 +672,21 @@ func (c *Consumer) moved(p *progress, position, end, written int64) {
 	p.position, p.end, p.written, p.err = position, end, written, nil
 }
 
+// waitsForMemory leaves the time of the wait out of a stall: those who hold the memory
+// move, or theirs is one.
+func (c *Consumer) waitsForMemory(p *progress, waits bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if waits {
+		p.queued = time.Now()
+		return
+	}
+	p.moved = p.moved.Add(time.Since(p.queued))
+	p.queued = time.Time{}
+}
+
 func (w *worker) failed(operation string, err error) {
+	err = w.Consumer.conn.Denied(err, kafkaconn.Access{Operation: "Read", Topic: w.topic, Group: w.cfg.Group})
 	w.metrics.errors.WithLabelValues(operation).Inc()
 	w.log.Warn("failed; trying again", "operation", operation, "error", err)
 	w.mu.Lock()
@@ -672,7 +699,7 @@ func (c *Consumer) Ready() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.member {
-		return fmt.Errorf("not a member of consumer group %s since %s", c.cfg.Group, c.since.UTC().Format(time.RFC3339))
+		return because(fmt.Errorf("not a member of consumer group %s since %s", c.cfg.Group, c.since.UTC().Format(time.RFC3339)), c.refused)
 	}
 	return nil
 }
@@ -697,19 +724,24 @@ func (c *Consumer) Healthy(maxStall time.Duration) error {
 	defer c.mu.Unlock()
 	now := time.Now()
 	if !c.member && now.Sub(c.since) > maxStall {
-		return fmt.Errorf("not a member of consumer group %s, and no record has moved since %s", c.cfg.Group, c.since.UTC().Format(time.RFC3339))
+		return because(fmt.Errorf("not a member of consumer group %s, and no record has moved since %s", c.cfg.Group, c.since.UTC().Format(time.RFC3339)), c.refused)
 	}
 	var all []error
 	for partition, p := range c.partitions {
-		if (p.position < p.end || p.err != nil) && now.Sub(p.moved) > maxStall {
+		if p.queued.IsZero() && (p.position < p.end || p.err != nil) && now.Sub(p.moved) > maxStall {
 			err := fmt.Errorf("%s[%d] stands at offset %d of %d since %s", c.cfg.Topic, partition, p.position, p.end, p.moved.UTC().Format(time.RFC3339))
-			if p.err != nil {
-				err = fmt.Errorf("%w: %w", err, p.err)
-			}
-			all = append(all, err)
+			all = append(all, because(err, p.err))
 		}
 	}
 	return errors.Join(all...)
+}
+
+// because adds a cause to an error, if there is one.
+func because(err, cause error) error {
+	if cause == nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // backoff is a pause that doubles.

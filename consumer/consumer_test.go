@@ -38,6 +38,7 @@ type fixture struct {
 	logMu sync.Mutex
 	// How long a coordinator that tells of an older offset is asked again; 0: as long as always.
 	forgetful time.Duration
+	budget    *budget // nil: that of the process
 
 	mu      sync.Mutex
 	got     map[int][]int64 // offsets by partition, in the order of delivery
@@ -107,6 +108,9 @@ func (f *fixture) start() (c *Consumer, stop func() error) {
 	}
 	if f.forgetful > 0 {
 		c.forgetful = f.forgetful
+	}
+	if f.budget != nil {
+		c.budget = f.budget
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/oodmon/oodmon/internal/kafkaconn"
@@ -35,6 +36,10 @@ type reader struct {
 	size    int   // bytes in batch
 	records int64 // offsets that its messages stand for
 	portion int   // bytes to ask for; 0: maxBytes
+	// expected is how large the next record batch may be, where that is more than is
+	// ordinary; else 0.
+	expected int
+	share    share
 
 	// With readAhead, what follows a response is asked for while that is
 	// handled: one response, no more.
@@ -57,16 +62,24 @@ type pending struct {
 // of it, and with the offset that follows each. The position moves past a batch
 // after emit returned nil. A last call may come with an empty batch, where only
 // offsets without records were passed. What is before damage is emitted too.
+// Where that takes more memory than is ordinary, fetch waits for its share of the
+// budget, and has given it back when it returns.
 func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) error) error {
+	defer r.letGo(ofResponse)
 	response, buf, err := r.response(ctx)
 	if err != nil {
 		return err
 	}
 	defer r.giveBack(buf)
+	if len(buf) <= r.ordinary() {
+		r.share.giveBack(ofResponse) // a larger one was expected
+	}
 	r.end, r.written = response.lastStableOffset, response.highWatermark
 	next, size := response.next()
 	r.portion = portion(r.maxBytes, size)
-	if r.readAhead && next > r.position {
+	r.expect(size)
+	// Nothing large is asked for ahead, nor anything while a large one is in hand.
+	if r.readAhead && next > r.position && r.expected == 0 && r.share.held[ofResponse] == 0 {
 		r.ask(ctx, next)
 	}
 	r.begin()
@@ -87,7 +100,9 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 		return nil
 	}
 	d := &r.decoder
-	d.position, d.maxMessage = r.position, r.maxMessage
+	d.position, d.maxMessage, d.ordinary = r.position, r.maxMessage, int64(r.ordinary())
+	d.hold = func(kind int, n int64) error { return r.share.hold(ctx, kind, n) }
+	d.giveBack = r.share.giveBack
 	d.take = func(m Message, size int) error {
 		if r.maxOffset > 0 {
 			if m.Offset >= r.maxOffset {
@@ -97,7 +112,7 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 		}
 		r.batch.Messages = append(r.batch.Messages, m)
 		r.records += 1 + m.More
-		if r.size += size; len(r.batch.Messages) >= r.maxRecords || r.size >= r.maxBytes {
+		if r.size += size; len(r.batch.Messages) >= r.maxRecords || r.size >= r.maxBytes || r.share.held[ofRecord] > 0 {
 			return flush()
 		}
 		return nil
@@ -118,20 +133,68 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 
 // begin starts a batch in the memory of the one before.
 func (r *reader) begin() {
+	r.letGo(ofRecord)
 	r.batch.Topic, r.batch.Partition = r.topic, r.partition
 	r.batch.Messages = r.batch.Messages[:0]
 	r.size, r.records = 0, 0
 	r.decoder.arena.reset()
 }
 
+// letGo gives the share back of a kind and of those after it, and holds on to nothing
+// that it was for.
+func (r *reader) letGo(kind int) {
+	if slices.Max(r.share.held[kind:]) > 0 {
+		clear(r.batch.Messages[:cap(r.batch.Messages)])
+		r.share.giveBack(kind)
+	}
+}
+
+// ordinary is how many bytes a response may have without a share of the budget. A
+// header at least has to fit, which tells how large its batch is.
+func (r *reader) ordinary() int { return max(r.maxBytes, leastFetch) }
+
+// largest is how many bytes one may have with it.
+func (r *reader) largest() int { return max(batchLimit, r.maxMessage) }
+
+// expect takes the size of a batch that comes next, or of the last one: the next is
+// often about as large. It falls slowly, since one that is larger than expected has to
+// be sent a second time.
+func (r *reader) expect(size int64) {
+	if size <= int64(r.ordinary()) {
+		r.expected = 0
+		return
+	}
+	r.expected = max(int(min(size, int64(r.largest()))), r.expected-r.expected/8)
+}
+
 // response returns what follows the position, and the memory that it lies in:
-// what was asked for ahead, if it begins there.
+// what was asked for ahead, if it begins there. A broker sends one record batch,
+// however little was asked for. Where it is larger than expected only its size is
+// kept, and with a share of the budget it is asked for again.
 func (r *reader) response(ctx context.Context) (*fetchResponse, []byte, error) {
+	for {
+		response, buf, err := r.attempt(ctx)
+		if err != nil || response.tooLarge == 0 || response.tooLarge > int64(r.largest()) {
+			return response, buf, err
+		}
+		r.giveBack(buf)
+		r.expected = int(response.tooLarge)
+	}
+}
+
+func (r *reader) attempt(ctx context.Context) (*fetchResponse, []byte, error) {
 	if r.ahead != nil && r.ahead.offset != r.position {
 		r.drop()
 	}
 	if r.ahead == nil {
-		return r.request(ctx, r.position, cmp.Or(r.portion, r.maxBytes), r.take())
+		limit := r.ordinary()
+		if r.expected > 0 {
+			limit = r.expected
+			if err := r.share.hold(ctx, ofResponse, int64(limit)+int64(limit)/16); err != nil {
+				return nil, nil, fmt.Errorf("fetch %s[%d] at offset %d: %w", r.topic, r.partition, r.position, err)
+			}
+		}
+		return r.request(ctx, r.position, cmp.Or(r.portion, r.maxBytes), limit, r.take())
 	}
 	p := r.ahead
 	select {
@@ -153,7 +216,7 @@ func (r *reader) ask(ctx context.Context, offset int64) {
 	size, buf := r.portion, r.take()
 	go func() {
 		defer close(p.done)
-		p.answer, p.buf, p.err = r.request(ctx, offset, size, buf)
+		p.answer, p.buf, p.err = r.request(ctx, offset, size, r.ordinary(), buf)
 	}()
 }
 
@@ -174,23 +237,24 @@ func (r *reader) take() []byte {
 	return buf
 }
 
-// giveBack keeps a buffer for the next response. One that was much larger than the
-// response that it held last is not held on to.
+// giveBack keeps a buffer for the next response, but not one for which a share of the
+// budget was held.
 func (r *reader) giveBack(buf []byte) {
-	if cap(buf) <= 2*max(r.maxBytes, len(buf)) {
+	if cap(buf) <= r.ordinary()+r.ordinary()/16 {
 		r.spare = buf
 	}
 }
 
-// request asks the leader for so many bytes of what follows offset. The records of
-// the response lie in buf, or in what took its place, which is returned.
-func (r *reader) request(ctx context.Context, offset int64, size int, buf []byte) (*fetchResponse, []byte, error) {
+// request asks the leader for so many bytes of what follows offset, and keeps no more
+// than limit. The records of the response lie in buf, or in what took its place, which
+// is returned.
+func (r *reader) request(ctx context.Context, offset int64, size, limit int, buf []byte) (*fetchResponse, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.maxWait+answerTime)
 	defer cancel()
 	request := &fetchRequest{
 		topic: r.topic, partition: int32(r.partition), offset: offset, clientID: r.conn.Dialer.ClientID,
 		maxBytes: int32(min(size, batchLimit)), maxWait: int32(r.maxWait.Milliseconds()),
-		limit: max(batchLimit, r.maxMessage), buf: buf,
+		limit: limit, buf: buf,
 	}
 	answer, err := r.conn.Transport.RoundTrip(ctx, r.conn.Kafka.Addr, request)
 	if err != nil {
@@ -199,7 +263,8 @@ func (r *reader) request(ctx context.Context, offset int64, size int, buf []byte
 	}
 	response := answer.(*fetchResponse)
 	if response.errorCode != 0 {
-		return nil, request.buf, fmt.Errorf("fetch %s[%d] at offset %d: %w", r.topic, r.partition, offset, kafka.Error(response.errorCode))
+		err := r.conn.Denied(kafka.Error(response.errorCode), kafkaconn.Access{Operation: "Read", Topic: r.topic})
+		return nil, request.buf, fmt.Errorf("fetch %s[%d] at offset %d: %w", r.topic, r.partition, offset, err)
 	}
 	return response, request.buf, nil
 }

@@ -72,6 +72,26 @@ func TestHealthyFailsAcrossGenerations(t *testing.T) {
 	check("when another member has it", "")
 }
 
+// A partition that waits for memory which others hold does not stand: they do, if anyone.
+func TestHealthyWhileMemoryIsWaitedFor(t *testing.T) {
+	c := &Consumer{cfg: Config{Topic: "t"}, metrics: newMetrics(prometheus.NewRegistry()), partitions: map[int]*progress{}, left: map[int]*progress{}}
+	c.setMember(true)
+	p := c.enter(3)
+	c.waiting(p, 100, 110, 110)
+	c.waitsForMemory(p, true)
+	p.moved, p.queued = p.moved.Add(-time.Hour), p.queued.Add(-time.Hour+30*time.Second)
+	if err := c.Healthy(time.Minute); err != nil {
+		t.Errorf("while it waits: %v", err)
+	}
+	c.waitsForMemory(p, false)
+	if err := c.Healthy(time.Minute); err != nil {
+		t.Errorf("half a minute beside the wait: %v", err)
+	}
+	if err := c.Healthy(20 * time.Second); err == nil {
+		t.Error("the half minute before the wait is forgotten")
+	}
+}
+
 // An open transaction of a producer is told of after a minute, and then each minute.
 func TestOpenTransactionIsToldOf(t *testing.T) {
 	var log bytes.Buffer

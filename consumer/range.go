@@ -41,6 +41,7 @@ func ReadRange(ctx context.Context, conn *kafkaconn.Client, cfg RangeConfig, fn 
 		return fmt.Errorf("read metadata of %s: %w", cfg.Topic, kafka.UnknownTopicOrPartition)
 	}
 	var readers []*reader
+	memory := processBudget()
 	total := int64(0)
 	partitions := meta.Topics[0].Partitions // in no order: the same records are to come in the same one
 	slices.SortFunc(partitions, func(a, b kafka.Partition) int { return cmp.Compare(a.ID, b.ID) })
@@ -48,6 +49,7 @@ func ReadRange(ctx context.Context, conn *kafkaconn.Client, cfg RangeConfig, fn 
 		r := &reader{
 			conn: conn, topic: cfg.Topic, partition: p.ID, maxWait: 500 * time.Millisecond,
 			maxRecords: cfg.MaxRecords, maxBytes: cfg.MaxBytes, maxMessage: cfg.MaxMessageBytes,
+			share: share{budget: memory},
 		}
 		span, err := kafkaconn.Retry(ctx, func() ([2]int64, error) { return r.span(ctx, cfg.From) })
 		if err != nil {

@@ -64,7 +64,13 @@ type decoder struct {
 	arena      arena
 	// take is called with each message, in the order of offsets, and with the
 	// bytes that it holds.
-	take     func(m Message, size int) error
+	take func(m Message, size int) error
+	// hold takes a share of the budget for what is more than ordinary, and giveBack ends
+	// that; nil: there is no bound. take has the messages handled, where a share ofRecord
+	// is held.
+	hold     func(kind int, n int64) error
+	giveBack func(kind int)
+	ordinary int64 // bytes of one record
 	aborted  []abortedTransaction
 	dropping map[int64]bool // producers whose open transaction was aborted
 }
@@ -330,7 +336,12 @@ func (d *decoder) plain(payload []byte, set *recordSet) error {
 // compressed reads the records one by one from the decompressor, and never
 // holds more of them than a batch: a small record batch may unfold to very much.
 func (d *decoder) compressed(codec compress.Compression, payload []byte, set *recordSet) error {
-	plain, err := decompress(codec, payload)
+	window := unfolding(codec, payload)
+	if err := d.unfold(window); err != nil {
+		return err
+	}
+	defer d.unfolded()
+	plain, err := decompress(codec, payload, window)
 	if err != nil {
 		return err
 	}
@@ -352,7 +363,9 @@ func (d *decoder) compressed(codec compress.Compression, payload []byte, set *re
 				keep = 32 // as much as attributes, time and offset may take
 			}
 			skipped = length - keep
-			one = d.arena.take(int(keep))
+			if one, err = d.room(int(keep)); err != nil {
+				return err
+			}
 			if _, err = io.ReadFull(in, one); err == nil && skipped > 0 {
 				_, err = io.CopyN(io.Discard, in, skipped)
 			}
@@ -381,6 +394,58 @@ func (d *decoder) compressed(codec compress.Compression, payload []byte, set *re
 	return nil
 }
 
+// unfold takes a share of the budget for a decompressor that takes so many bytes, if
+// that is more than ordinary, and unfolded gives it back.
+func (d *decoder) unfold(n int64) error {
+	if n <= ordinaryUnfolding {
+		return nil
+	}
+	return d.share(ofUnfolding, n)
+}
+
+func (d *decoder) unfolded() {
+	if d.giveBack != nil {
+		d.giveBack(ofUnfolding)
+	}
+}
+
+// share takes a share of the budget. That there was none in time says nothing of the bytes.
+func (d *decoder) share(kind int, n int64) error {
+	if d.hold == nil {
+		return nil
+	}
+	if err := d.hold(kind, n); err != nil {
+		return &takeError{err}
+	}
+	return nil
+}
+
+// room returns memory for n bytes of a record. What is large is not taken from the
+// arena, which lasts. The share is for all that a record may take, its headers too: it
+// is taken once.
+func (d *decoder) room(n int) ([]byte, error) {
+	if !d.large(n) {
+		return d.arena.take(n), nil
+	}
+	if err := d.share(ofRecord, 2*int64(d.maxMessage)); err != nil {
+		return nil, err
+	}
+	return make([]byte, n), nil
+}
+
+// roomForHeaders returns memory for n headers of a record, as room does.
+func (d *decoder) roomForHeaders(n int) ([]Header, error) {
+	if !d.large(n * headerMemory) {
+		return d.arena.takeHeaders(n), nil
+	}
+	if err := d.share(ofRecord, 2*int64(d.maxMessage)); err != nil {
+		return nil, err
+	}
+	return make([]Header, n), nil
+}
+
+func (d *decoder) large(n int) bool { return d.hold != nil && int64(n) > d.ordinary }
+
 // record reads one record of version 2, without its length, and delivers it.
 // before is the arena before anything was taken for it.
 func (d *decoder) record(b []byte, set *recordSet, before arena) error {
@@ -400,7 +465,9 @@ func (d *decoder) record(b []byte, set *recordSet, before arena) error {
 		if size += int(headers) * headerMemory; size > d.maxMessage {
 			return d.deliver(m, size, before)
 		}
-		m.Headers = d.arena.takeHeaders(int(headers))
+		if m.Headers, err = d.roomForHeaders(int(headers)); err != nil {
+			return err
+		}
 		for i := range m.Headers {
 			n := f.varint()
 			if n < 0 {
@@ -465,7 +532,18 @@ func (d *decoder) message(raw []byte) error {
 
 // messageSet reads the messages that one with an offset holds, compressed.
 func (d *decoder) messageSet(version byte, offset int64, codec compress.Compression, value []byte) error {
-	set, err := decompressAll(codec, value)
+	window := unfolding(codec, value)
+	if err := d.unfold(window); err != nil {
+		return err
+	}
+	defer d.unfolded()
+	set, err := decompressAll(codec, value, window, ordinaryUnfolding)
+	if errors.Is(err, errTooLarge) {
+		if err := d.unfold(window + 3*batchLimit); err != nil { // it grows by copies
+			return err
+		}
+		set, err = decompressAll(codec, value, window, batchLimit)
+	}
 	if err != nil {
 		return fmt.Errorf("decompress (%v): %w", codec, err)
 	}
@@ -502,7 +580,22 @@ func (d *decoder) messageSet(version byte, offset int64, codec compress.Compress
 		if at += shift; at > offset {
 			return fmt.Errorf("a compressed set up to offset %d holds offset %d", offset, at)
 		}
-		if err := d.deliver(Message{Offset: at, Time: when, Key: key, Value: value}, len(key)+len(value), d.arena); err != nil {
+		m, size, before := Message{Offset: at, Time: when, Key: key, Value: value}, len(key)+len(value), d.arena
+		if size <= d.maxMessage { // it outlasts the set
+			b, err := d.room(size)
+			if err != nil {
+				return err
+			}
+			n := copy(b, key)
+			copy(b[n:], value)
+			if key != nil {
+				m.Key = b[:n:n]
+			}
+			if value != nil {
+				m.Value = b[n:]
+			}
+		}
+		if err := d.deliver(m, size, before); err != nil {
 			return err
 		}
 	}
@@ -529,18 +622,62 @@ func parseMessage(raw []byte) (offset int64, at time.Time, codec compress.Compre
 	return offset, at, codec, key, value, f.err
 }
 
-// decompress returns a reader of the plain bytes.
-func decompress(codec compress.Compression, data []byte) (io.ReadCloser, error) {
+// unfolding returns how many bytes a decompressor of data takes: of zstd the window of
+// its first frame, which is taken before anything is decompressed, of the others their
+// largest block.
+func unfolding(codec compress.Compression, data []byte) (n int64) {
 	switch codec {
-	case compress.Gzip, compress.Lz4: // their windows are small
+	case compress.Snappy:
+		for blocks := (&snappyReader{data: data}); ; {
+			block, err := blocks.block()
+			if err != nil {
+				return min(n, batchLimit)
+			}
+			if size, err := snappy.DecodedLen(block); err == nil {
+				n = max(n, int64(size))
+			}
+		}
+	case compress.Lz4:
+		if len(data) > 5 { // magic, flags, and the largest block: 4 to 7 for 64 KiB to 4 MiB
+			n = 2 << (8 + 2*(data[5]>>4&7))
+		}
+	case compress.Zstd:
+		var h zstd.Header
+		if h.Decode(data[:min(len(data), zstd.HeaderMaxSize)]) != nil {
+			return 0 // so says the decompressor
+		}
+		size := h.WindowSize
+		switch {
+		case h.Skippable:
+			size = maxWindow // of the next frame
+		case h.SingleSegment:
+			size = h.FrameContentSize
+		}
+		n = int64(min(size, maxWindow))
+	}
+	return n
+}
+
+// decompress returns a reader of the plain bytes. With zstd a window that is larger is
+// refused: that of a later frame, which no producer writes.
+func decompress(codec compress.Compression, data []byte, window int64) (io.ReadCloser, error) {
+	switch codec {
+	case compress.Gzip, compress.Lz4:
 		return codec.Codec().NewReader(bytes.NewReader(data)), nil
 	case compress.Snappy:
 		return io.NopCloser(&snappyReader{data: data}), nil
 	case compress.Zstd:
+		if window > ordinaryUnfolding {
+			dec, err := newZstd(window)
+			if err != nil {
+				return nil, err
+			}
+			return dec.IOReadCloser(), dec.Reset(bytes.NewReader(data))
+		}
 		dec, _ := zstdDecoders.Get().(*zstd.Decoder)
 		if dec == nil {
 			var err error
-			if dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow)); err != nil {
+			if dec, err = newZstd(ordinaryUnfolding); err != nil {
 				return nil, err
 			}
 		}
@@ -549,7 +686,11 @@ func decompress(codec compress.Compression, data []byte) (io.ReadCloser, error) 
 	return nil, fmt.Errorf("compression codec %d, expected 1 to 4", codec)
 }
 
-var zstdDecoders sync.Pool // of *zstd.Decoder
+func newZstd(window int64) (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(uint64(window)))
+}
+
+var zstdDecoders sync.Pool // of *zstd.Decoder, which keep the window that they had
 
 // A zstdReader gives its decoder back when it is closed.
 type zstdReader struct{ *zstd.Decoder }
@@ -560,14 +701,15 @@ func (z zstdReader) Close() error {
 	return err
 }
 
-func decompressAll(codec compress.Compression, data []byte) ([]byte, error) {
-	in, err := decompress(codec, data)
+// decompressAll returns the plain bytes, if they are no more than limit.
+func decompressAll(codec compress.Compression, data []byte, window int64, limit int) ([]byte, error) {
+	in, err := decompress(codec, data, window)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = in.Close() }() // a reader in memory
-	out, err := io.ReadAll(io.LimitReader(in, batchLimit+1))
-	if err == nil && len(out) > batchLimit {
+	out, err := io.ReadAll(io.LimitReader(in, int64(limit)+1))
+	if err == nil && len(out) > limit {
 		err = errTooLarge
 	}
 	return out, decompressError(err)

@@ -86,7 +86,8 @@ type Config struct {
 	// MaxMessageBytes bounds key, value and headers of one record together, with
 	// 40 bytes of memory for each header. A larger record is delivered as
 	// Message.Oversized, without its bytes. So is, as one, a record batch that has
-	// more than 64 MiB (or than MaxMessageBytes, where that is more) in the log.
+	// more than 64 MiB (or than MaxMessageBytes, where that is more) in the log. What is
+	// larger than MaxBytes waits for a share of the memory that all partitions have for it.
 	MaxMessageBytes int
 	// SessionTimeout is how long the group waits for a heartbeat before it gives
 	// the partitions to other members. Zero means 30 s.

@@ -208,7 +208,7 @@ func responding(t *testing.T, position int64, answer func(offset int64) []byte) 
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	return &reader{conn: conn, topic: "t", position: position, maxRecords: 10, maxBytes: 1 << 20, maxMessage: 1000, maxWait: 10 * time.Millisecond}
+	return &reader{conn: conn, topic: "t", position: position, maxRecords: 10, maxBytes: 1 << 20, maxMessage: 1000, maxWait: 10 * time.Millisecond, share: share{budget: newBudget(1 << 20)}}
 }
 
 // What comes before a damaged batch is handed on at once. The batch is asked for

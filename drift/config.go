@@ -35,7 +35,8 @@ type Config struct {
 	RetrainWebhook WebhookConfig `yaml:"retrain_webhook"`
 }
 
-// A WebhookConfig is an address in URL or in the file URLFile; neither: nowhere.
+// A WebhookConfig is an address in URL or in the file URLFile; neither: nowhere. One
+// that holds a token belongs in the file.
 type WebhookConfig struct {
 	URL     string `yaml:"url"`
 	URLFile string `yaml:"url_file"`
@@ -109,7 +110,7 @@ func (c *Config) Validate() error {
 	hook := c.RetrainWebhook
 	check(hook.URL == "" || hook.URLFile == "", "retrain_webhook: url and url_file are both set; choose one")
 	if hook.URL != "" {
-		check(isHTTP(hook.URL), "retrain_webhook.url: %q is not an http or https address", hook.URL)
+		check(isHTTP(hook.URL), "retrain_webhook.url: want an http or https address with a host") // it may hold a token: it is not repeated
 	}
 	return errors.Join(all...)
 }

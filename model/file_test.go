@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -386,6 +387,50 @@ func FuzzRead(f *testing.F) {
 		}
 		if third, err := second.Encode(); err != nil || !bytes.Equal(third, again) {
 			t.Fatalf("a second time it is another model (%v)", err)
+		}
+	})
+}
+
+// A head that is accepted is the same when it is written and read again.
+func FuzzHead(f *testing.F) {
+	write := func(t testing.TB, m *Model) []byte {
+		classes, err := json.Marshal(m.Classes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Calibration = NewCalibration([]float32{1}, []int32{0}) // which a head's file need not have
+		number := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
+		file, err := encodeSafetensors(map[string]string{
+			"loss": m.Detector, "entropic_scale": number(m.EntropicScale), "temperature": number(m.Temperature), "classes": string(classes),
+		}, m.rawTensors())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	for _, m := range tiny() {
+		if !HasLogits(m.Detector) {
+			continue
+		}
+		file := write(f, m)
+		n := 8 + binary.LittleEndian.Uint64(file)
+		f.Add(string(file[8:n]), file[n:], "")
+		f.Add(string(file[8:n]), file[n:], IsoMaxPlus)
+		f.Add(strings.ReplaceAll(string(file[8:n]), `"weights"`, `"weight"`), file[n:], m.Detector)
+	}
+	f.Fuzz(func(t *testing.T, header string, body []byte, detector string) {
+		file := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
+		m, err := decodeHeadFile(append(append(file, header...), body...), detector)
+		if err != nil {
+			return
+		}
+		again := write(t, m)
+		second, err := decodeHeadFile(again, detector)
+		if err != nil {
+			t.Fatalf("a head that was accepted is not accepted again: %v", err)
+		}
+		if third := write(t, second); !bytes.Equal(third, again) {
+			t.Fatal("a second time it is another head")
 		}
 	})
 }

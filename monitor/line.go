@@ -33,7 +33,9 @@ type worker struct {
 	driftBatch drift.Batch
 }
 
-func (m *Monitor) newWorker(int) consumer.Handler {
+func (m *Monitor) newHandler(int) consumer.Handler { return m.newWorker() }
+
+func (m *Monitor) newWorker() *worker {
 	dim := m.live.Load().model.Dim() // every model that is taken in has it
 	builder, err := featurizer.NewBuilder(featurizer.Config{
 		Dim: dim, Codec: m.cfg.Input.Codec, MaxMessageBytes: m.cfg.Input.MaxMessageBytes,
@@ -55,6 +57,14 @@ func (m *Monitor) newWorker(int) consumer.Handler {
 // exactly-once delivery all that is one transaction, with the commit.
 func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	m := w.m
+	size := 0
+	for i := range b.Messages {
+		size += len(b.Messages[i].Value)
+	}
+	if size > 2*m.cfg.Input.Batch.MaxBytes {
+		// Of large messages a few at a time are in hand: what they take is not kept.
+		w = m.newWorker()
+	}
 	now := m.live.Load() // one model for the whole batch
 	first := b.Messages[0].Offset
 

@@ -83,7 +83,7 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	if m.sink, err = newSink(cfg, m.conn, series, log); err != nil {
 		return nil, err
 	}
-	if m.consumer, err = newConsumer(cfg, m.conn, m.sink, m.newWorker, series, log); err != nil {
+	if m.consumer, err = newConsumer(cfg, m.conn, m.sink, m.newHandler, series, log); err != nil {
 		return nil, err
 	}
 	if m.listeners, err = listen(cfg.Web); err != nil {

@@ -296,6 +296,7 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 				return nil
 			}
 		}
+		err = w.conn.Denied(err, kafkaconn.Access{Operation: "Write", Topic: topic, TransactionalID: w.cfg.TransactionalID})
 		err = fmt.Errorf("produce %d messages to %s[%d]: %w", n, topic, to.partition, err)
 		w.metrics.errors.WithLabelValues(kind).Inc()
 		appended = appended || unanswered(err)

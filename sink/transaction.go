@@ -64,7 +64,7 @@ func (p *Producer) Fence(ctx context.Context, partition int) error {
 
 func (w *writer) fence(ctx context.Context) error {
 	w.id, w.tx = -1, transaction{}
-	return w.call(ctx, "take over transactional id "+w.transactionalID(), func() error {
+	return w.call(ctx, "take over transactional id "+w.transactionalID(), kafkaconn.Access{}, func() error {
 		if err := w.lookUp(ctx); err != nil {
 			return err
 		}
@@ -75,8 +75,6 @@ func (w *writer) fence(ctx context.Context) error {
 			err = answer.Error
 		}
 		switch {
-		case errors.Is(err, kafka.TransactionalIDAuthorizationFailed):
-			return fmt.Errorf("the user may not use it: grant it Write and Describe on transactional ids with the prefix %s: %w", w.cfg.TransactionalID, err)
 		case errors.Is(err, kafka.InvalidTransactionTimeout):
 			return fmt.Errorf("the broker's transaction.max.timeout.ms is below %v: %w", transactionTimeout, err)
 		case err != nil:
@@ -198,7 +196,7 @@ func (w *writer) commit(ctx context.Context, o Offset) error {
 	if err := w.addOffsets(ctx, o.Group); err != nil {
 		return err
 	}
-	err := w.call(ctx, "commit the offset in the transaction", func() error {
+	err := w.call(ctx, "commit the offset in the transaction", kafkaconn.Access{Operation: "Read", Topic: o.Topic, Group: o.Group}, func() error {
 		answer, err := w.conn.Kafka.TxnOffsetCommit(ctx, &kafka.TxnOffsetCommitRequest{
 			TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch),
 			GroupID: o.Group, GenerationID: o.Generation, MemberID: o.Member,
@@ -221,7 +219,7 @@ func (w *writer) commit(ctx context.Context, o Offset) error {
 
 // addOffsets adds the offsets of a group to the transaction.
 func (w *writer) addOffsets(ctx context.Context, group string) error {
-	return w.call(ctx, "add the offset to the transaction", func() error {
+	return w.call(ctx, "add the offset to the transaction", kafkaconn.Access{Group: group}, func() error {
 		answer, err := w.conn.Kafka.AddOffsetsToTxn(ctx, &kafka.AddOffsetsToTxnRequest{
 			TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch), GroupID: group,
 		})
@@ -234,7 +232,7 @@ func (w *writer) addOffsets(ctx context.Context, group string) error {
 
 // end commits the transaction, or aborts it.
 func (w *writer) end(ctx context.Context, commit bool) error {
-	return w.call(ctx, "end the transaction", func() error {
+	return w.call(ctx, "end the transaction", kafkaconn.Access{}, func() error {
 		answer, err := w.conn.Kafka.EndTxn(ctx, &kafka.EndTxnRequest{
 			TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch), Committed: commit,
 		})
@@ -250,7 +248,7 @@ func (w *writer) include(ctx context.Context, to target) error {
 	if w.tx.targets[to] {
 		return nil
 	}
-	err := w.call(ctx, "add the partition to the transaction", func() error {
+	err := w.call(ctx, "add the partition to the transaction", kafkaconn.Access{Operation: "Write", Topic: to.topic}, func() error {
 		answer, err := w.conn.Kafka.AddPartitionsToTxn(ctx, &kafka.AddPartitionsToTxnRequest{
 			TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch),
 			Topics: map[string][]kafka.AddPartitionToTxn{to.topic: {{Partition: to.partition}}},
@@ -276,8 +274,9 @@ func (w *writer) include(ctx context.Context, to target) error {
 }
 
 // call calls a coordinator again and again while the failure is a passing one:
-// every call may be repeated.
-func (w *writer) call(ctx context.Context, what string, fn func() error) error {
+// every call may be repeated. to is what it needs access to, beside the transactional id.
+func (w *writer) call(ctx context.Context, what string, to kafkaconn.Access, fn func() error) error {
+	to.TransactionalID = w.cfg.TransactionalID
 	deadline := time.Now().Add(coordinatorPatience)
 	pause := firstCoordinatorPause
 	for {
@@ -285,7 +284,7 @@ func (w *writer) call(ctx context.Context, what string, fn func() error) error {
 		if err == nil {
 			return nil
 		}
-		err = fmt.Errorf("%s: %w", what, err)
+		err = fmt.Errorf("%s: %w", what, w.conn.Denied(err, to))
 		w.tx.late = w.tx.late || unanswered(err)
 		if !passing(err) || time.Now().After(deadline) {
 			return err

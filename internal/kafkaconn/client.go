@@ -45,6 +45,8 @@ type Client struct {
 	Kafka *kafka.Client
 
 	serverName string
+	principal  string // of access lists
+	iam        bool   // and not those of Kafka
 }
 
 // New reads the certificates and the password that cfg names. It doesn't
@@ -67,6 +69,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	return &Client{
 		ClientID: cfg.ClientID, Brokers: cfg.Brokers, serverName: cfg.TLS.ServerName,
+		principal: principalOf(&cfg), iam: cfg.SASL.Mechanism == awsMSKIAM,
 		Dialer:    &kafka.Dialer{ClientID: cfg.ClientID, Timeout: dialTimeout, TLS: tlsConfig, SASLMechanism: mechanism, DualStack: true},
 		Transport: transport,
 		Kafka:     &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Timeout: requestTimeout, Transport: transport},
@@ -210,7 +213,7 @@ func (c *Client) checkTopics(ctx context.Context, broker string, topics []string
 			all = append(all, fmt.Errorf("kafka topic %s does not exist: create it, or correct the configuration, or grant the user Describe (broker %s does not list it): %w", topic, broker, kafka.UnknownTopicOrPartition))
 			continue
 		case errors.Is(meta.Topics[at].Error, kafka.TopicAuthorizationFailed):
-			all = append(all, fmt.Errorf("kafka topic %s: the user may not see it: grant it Describe, and Read or Write: %w", topic, meta.Topics[at].Error))
+			all = append(all, fmt.Errorf("kafka topic %s: %s may not see it: allow it Describe, and Read or Write (broker %s says so): %w", topic, c.principal, broker, meta.Topics[at].Error))
 			continue
 		case meta.Topics[at].Error != nil:
 			all = append(all, fmt.Errorf("kafka topic %s: %w", topic, meta.Topics[at].Error))

@@ -1,18 +1,27 @@
 package kafkaconn_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/oodmon/oodmon/consumer"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/oodmon/oodmon/internal/kafkatest"
+	"github.com/oodmon/oodmon/sink"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
 )
 
@@ -38,6 +47,7 @@ func TestRealKafkaLetsIn(t *testing.T) {
 	broker := kafkatest.StartReal(t, 1, port, settings...)
 	broker.CreateTopic("embeddings", 2)
 	broker.CreateTopic("secret", 1)
+	broker.CreateTopic("scores", 1)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	users, err := broker.Admin().AlterUserSCRAMs(ctx, nil, []kadm.UpsertSCRAM{{User: "ann", Mechanism: kadm.ScramSha512, Iterations: 4096, Password: "right"}})
@@ -108,4 +118,115 @@ func TestRealKafkaLetsIn(t *testing.T) {
 			wantError(t, check(t, cfg, c.topics...), c.want)
 		})
 	}
+	t.Run("is told what to allow", func(t *testing.T) { isToldWhatToAllow(t, broker, right()) })
+}
+
+// isToldWhatToAllow grants ann one right after the other, and looks at what is said
+// before each.
+func isToldWhatToAllow(t *testing.T, broker *kafkatest.Broker, cfg kafkaconn.Config) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	acl := func() *kadm.ACLBuilder {
+		return kadm.NewACLs().Allow("User:ann").AllowHosts("*").ResourcePatternType(kadm.ACLPatternLiteral)
+	}
+	allow := func(b *kadm.ACLBuilder) {
+		t.Helper()
+		if _, err := broker.Admin().CreateACLs(ctx, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn, err := kafkaconn.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	says := func(what string, get func() error, want string) {
+		t.Helper()
+		kafkatest.Eventually(t, time.Minute, func() error {
+			if err := get(); err == nil || !strings.Contains(err.Error(), want) {
+				return fmt.Errorf("%s says %v\nwant %s", what, err, want)
+			}
+			return nil
+		})
+	}
+	const add = ": allow it, as by kafka-acls --add --allow-principal 'User:ann' "
+
+	letter := func(transactionalID string) error {
+		producer, err := sink.New(sink.Config{Topic: "scores", DeadLetterTopic: "scores", Format: "json", TransactionalID: transactionalID}, conn, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if transactionalID != "" {
+			if err := producer.Fence(ctx, 0); err != nil {
+				return err
+			}
+		}
+		if err := producer.DeadLetter(ctx, 0, []sink.Letter{{Topic: "embeddings", Value: []byte("v"), Reason: "empty", Err: errors.New("why")}}); err != nil || transactionalID == "" {
+			return err
+		}
+		return producer.Commit(ctx, sink.Offset{Topic: "embeddings", Offset: 1, Group: "watchers", Generation: -1})
+	}
+	allow(acl().Topics("scores").Operations(kadm.OpDescribe))
+	says("a producer", func() error { return letter("") }, "User:ann may not get a producer id, for want of a topic that it may write"+add+"--operation Write --topic scores; before Kafka 2.8 also --operation IdempotentWrite --cluster: get a producer id: ")
+	says("a transaction", func() error { return letter("ours") }, "take over transactional id ours.0: User:ann may not use transactional ids that begin with ours"+add+"--operation Write --operation Describe --transactional-id ours --resource-pattern-type prefixed: ")
+	allow(acl().Topics("secret").Operations(kadm.OpWrite))
+	says("a producer", func() error { return letter("") }, "User:ann may not write topic scores"+add+"--operation Write --topic scores: ")
+	allow(acl().TransactionalIDs("ours").ResourcePatternType(kadm.ACLPatternPrefixed).Operations(kadm.OpWrite, kadm.OpDescribe))
+	says("a transaction", func() error { return letter("ours") }, "add the partition to the transaction: User:ann may not write topic scores"+add+"--operation Write --topic scores: ")
+	allow(acl().Topics("scores").Operations(kadm.OpWrite))
+	says("a transaction", func() error { return letter("ours") }, "User:ann may not use group watchers"+add+"--operation Read --group watchers: ")
+	if err := letter(""); err != nil {
+		t.Errorf("what is allowed: %v", err)
+	}
+
+	var log lockedBuffer
+	c, err := consumer.New(consumer.Config{
+		Topic: "scores", Group: "watchers", Start: "earliest", OutOfRange: "fail", MaxRecords: 10, MaxBytes: 1 << 20, MaxWait: 100 * time.Millisecond, MaxMessageBytes: 1 << 20,
+	}, conn, func(int) consumer.Handler { return nobody{} }, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	running, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(running) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	logged := func() error { return errors.New(log.String()) }
+	healthy := func() error { return c.Healthy(0) }
+	group := "User:ann may not use group watchers" + add + "--operation Read --group watchers: "
+	says("the log", logged, `msg="consumer group not joined; trying again" group=watchers error="`+group)
+	says("/-/healthy", healthy, group)
+	says("/-/ready", c.Ready, group)
+	allow(acl().Groups("watchers").Operations(kadm.OpRead))
+	read := "User:ann may not read topic scores" + add + "--operation Read --topic scores: "
+	says("the log", logged, read)
+	says("/-/healthy", healthy, read)
+	allow(acl().Topics("scores").Operations(kadm.OpRead))
+	kafkatest.Eventually(t, time.Minute, func() error { return c.Healthy(time.Nanosecond) })
+}
+
+type nobody struct{}
+
+func (nobody) Handle(context.Context, *consumer.Batch) error { return nil }
+
+// A lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
