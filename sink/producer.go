@@ -274,7 +274,9 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 	pause, begun := firstPause, time.Now()
 	var tried target
 	// A broker that appended a request which was given up would take another one
-	// with its sequence, of as many messages, for the same, and acknowledge it.
+	// with its sequence, of as many messages, for the same, and acknowledge it. Only
+	// what no attempt can mend is said before anything is appended, and nothing else:
+	// even a broker that is no longer the leader may have been it until then.
 	appended := false // perhaps, by an attempt
 	end := func(err error) error {
 		if appended {
@@ -284,9 +286,11 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 	}
 	for {
 		to, err := w.target(ctx, topic)
-		if err == nil && w.transactional() && tried != (target{}) && to != tried {
-			// It may be in the other one already, and would be committed there too.
-			w.id, err = -1, fmt.Errorf("after an attempt at partition %d: partitions were added: %w", tried.partition, errNotFenced)
+		if err == nil && tried != (target{}) && to != tried {
+			w.id = -1              // it may be in the other one already, with the sequence that comes next there
+			if w.transactional() { // and would be committed there too
+				err = fmt.Errorf("after an attempt at partition %d: partitions were added: %w", tried.partition, errNotFenced)
+			}
 		}
 		if err == nil {
 			tried = to
@@ -298,10 +302,10 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 		}
 		err = fmt.Errorf("produce %d messages to %s[%d]: %w", n, topic, to.partition, err)
 		w.metrics.errors.WithLabelValues(kind).Inc()
-		appended = appended || unanswered(err)
 		if permanent(err) {
 			return end(err)
 		}
+		appended = true
 		if w.transactional() && (w.id < 0 || time.Since(begun) > transactionTimeout) {
 			w.id = -1 // the coordinator aborts it now, if it has not
 			return err
@@ -322,13 +326,6 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 		}
 		pause = min(lastPause, 2*pause)
 	}
-}
-
-// unanswered says that a request may have been carried out for all its error, now
-// or later: the broker did not answer, or does not say.
-func unanswered(err error) bool {
-	code, ok := errors.AsType[kafka.Error](err)
-	return !ok || code == kafka.RequestTimedOut || code == kafka.NotEnoughReplicasAfterAppend
 }
 
 // permanent says that no attempt can mend an error.

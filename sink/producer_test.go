@@ -398,13 +398,7 @@ func TestProducerDoesNotReuseTheSequenceOfALostRequest(t *testing.T) {
 		case 2: // appended, and the answer is lost
 			return nil, io.EOF, true
 		case 3:
-			response := request.ResponseKind().(*kmsg.ProduceResponse)
-			partition := kmsg.NewProduceResponseTopicPartition()
-			partition.ErrorCode = kerr.TopicAuthorizationFailed.Code
-			topic := kmsg.NewProduceResponseTopic()
-			topic.Topic, topic.Partitions = f.scores, append(topic.Partitions, partition)
-			response.Topics = append(response.Topics, topic)
-			return response, nil, true
+			return refuse(request, kerr.TopicAuthorizationFailed), nil, true
 		}
 		return nil, nil, false
 	})
@@ -421,6 +415,70 @@ func TestProducerDoesNotReuseTheSequenceOfALostRequest(t *testing.T) {
 	if len(all) != 4 || all[3] == all[1] {
 		t.Errorf("sent as %v: the last must not be taken for the second", all)
 	}
+}
+
+// A broker may have appended what it refuses: one that is no longer the leader, say.
+// Where such a request is given up with its generation, the batch that follows has more
+// records of the same offsets, and must not be taken for it.
+func TestProducerDoesNotReuseTheSequenceOfARefusedRequest(t *testing.T) {
+	for name, code := range map[string]*kerr.Error{
+		"no longer the leader": kerr.NotLeaderForPartition, "no word": kerr.UnknownServerError, "a failing disk": kerr.KafkaStorageError,
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, kafkatest.StartFake(t), "arrow", 1)
+			write := func(ctx context.Context, n int) error { return f.Write(ctx, 0, record(t, rows(n, "id")...)) }
+			if err := write(f.ctx, 1); err != nil {
+				t.Fatal(err)
+			}
+			var sent *kmsg.ProduceRequest
+			f.Cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+				sent = r.(*kmsg.ProduceRequest)
+				return refuse(sent, code), nil, true
+			})
+			f.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: 1})
+			ctx, cancel := context.WithTimeout(f.ctx, 250*time.Millisecond)
+			defer cancel()
+			if err := write(ctx, 2); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("error %v, want that the time is over", err)
+			}
+			// The new leader has it.
+			topics, err := f.Admin().ListTopics(f.ctx, f.scores)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent.Topics[0].TopicID = topics[f.scores].ID
+			answer, err := f.Client().Broker(0).Request(f.ctx, sent)
+			if err != nil || answer.(*kmsg.ProduceResponse).Topics[0].Partitions[0].ErrorCode != 0 {
+				t.Fatalf("%v, %+v", err, answer)
+			}
+			if err := write(f.ctx, 9); err != nil {
+				t.Fatal(err)
+			}
+			var got []int64
+			for _, r := range f.ReadAll(f.scores) {
+				in, err := ipc.NewReader(bytes.NewReader(r.Value))
+				if err != nil || !in.Next() {
+					t.Fatal(err)
+				}
+				got = append(got, in.Record().NumRows())
+				in.Release()
+			}
+			if fmt.Sprint(got) != "[1 2 9]" {
+				t.Errorf("messages of %v rows, want 1, 2 and 9", got)
+			}
+		})
+	}
+}
+
+// refuse answers a produce request with an error.
+func refuse(request *kmsg.ProduceRequest, code *kerr.Error) *kmsg.ProduceResponse {
+	response := request.ResponseKind().(*kmsg.ProduceResponse)
+	partition := kmsg.NewProduceResponseTopicPartition()
+	partition.Partition, partition.ErrorCode = request.Topics[0].Partitions[0].Partition, code.Code
+	topic := kmsg.NewProduceResponseTopic()
+	topic.Topic, topic.Partitions = request.Topics[0].Topic, append(topic.Partitions, partition)
+	response.Topics = append(response.Topics, topic)
+	return response
 }
 
 func TestProducerGivesUpOnlyWithItsContext(t *testing.T) {
