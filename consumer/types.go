@@ -70,8 +70,9 @@ type Config struct {
 	Topic string
 	Group string
 	// Start is where a partition begins for which the group has committed
-	// nothing: earliest or latest. A partition that is added to the topic
-	// while the consumer runs begins at its first record in both cases.
+	// nothing: earliest or latest. A partition that was added to the topic after
+	// the group began, or with a topic that was made again, begins at its first
+	// record in both cases.
 	Start string
 	// OutOfRange is what follows an offset that the log does not hold (retention
 	// has passed it, or the topic was made anew): go on at the earliest or the
