@@ -402,7 +402,13 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, co
 	defer abandon(nil)
 	defer context.AfterFunc(running, func() {
 		// The rest of the time is for the commit, and for leaving the group.
-		time.AfterFunc(c.cfg.DrainTimeout*4/5, func() { abandon(errors.New("the drain timeout is over")) })
+		drain := c.cfg.DrainTimeout * 4 / 5
+		if ctx.Err() == nil {
+			// Taken away: no heartbeat comes until the group is joined anew, and without
+			// one it gives the member up.
+			drain = min(drain, c.cfg.SessionTimeout/2)
+		}
+		time.AfterFunc(drain, func() { abandon(errors.New("the drain timeout is over")) })
 	})()
 	label := strconv.Itoa(a.ID)
 	a.Offset = max(-1, a.Offset) // kafka-go has -2 for none

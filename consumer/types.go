@@ -93,7 +93,7 @@ type Config struct {
 	// the partitions to other members. Zero means 30 s.
 	SessionTimeout time.Duration
 	// DrainTimeout bounds the batch in hand after the context of Run is done or
-	// a partition was taken away. Zero means 15 s.
+	// a partition was taken away; then so does half of SessionTimeout. Zero means 15 s.
 	DrainTimeout time.Duration
 	// Fence, where it isn't nil, makes delivery exactly once: the handler commits
 	// Batch.Claim. Fence is called before the first record of a partition is
