@@ -162,9 +162,10 @@ func (w *writer) writeArrow(ctx context.Context, rec arrow.Record) error {
 	one := message{value: w.stream.Bytes(), headers: arrowHeaders}
 	if rows == 1 || one.size() <= w.limit(w.cfg.Topic) {
 		err := w.publish(ctx, kindScores, w.cfg.Topic, 1, func(int) message { return one })
-		if rows == 1 || !errors.Is(err, kafka.MessageSizeTooLarge) {
+		if rows == 1 || !tooLarge(err) {
 			return err
 		}
+		w.refused(w.cfg.Topic, one.size())
 	}
 	for _, part := range [][2]int64{{0, rows / 2}, {rows / 2, rows}} {
 		half := rec.NewSlice(part[0], part[1])
@@ -217,7 +218,7 @@ func (p *Producer) limit(topic string) int {
 func (p *Producer) refused(topic string, size int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.limits[topic] = max(1<<10, min(size, maxRequest)/2)
+	p.limits[topic] = size / 2
 }
 
 // publish sends n messages in order, in requests that a broker takes, and returns
@@ -231,7 +232,7 @@ func (w *writer) publish(ctx context.Context, kind, topic string, n int, at func
 		case err == nil:
 			w.metrics.messages.WithLabelValues(kind).Add(float64(count))
 			first += count
-		case !errors.Is(err, kafka.MessageSizeTooLarge) && !errors.Is(err, kafka.RecordListTooLarge):
+		case !tooLarge(err):
 			return err
 		case count > 1:
 			w.refused(topic, size)
@@ -326,6 +327,11 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 		}
 		pause = min(lastPause, 2*pause)
 	}
+}
+
+// tooLarge says that a request may be taken in parts.
+func tooLarge(err error) bool {
+	return errors.Is(err, kafka.MessageSizeTooLarge) || errors.Is(err, kafka.RecordListTooLarge)
 }
 
 // permanent says that no attempt can mend an error.

@@ -114,7 +114,7 @@ func ascends(t *testing.T, got []int64, n int) {
 func TestProducer(t *testing.T) {
 	broker := kafkatest.Start(t)
 	for name, test := range map[string]func(*testing.T, *kafkatest.Broker){
-		"JSON": testJSON, "several requests": testSeveralRequests, "a topic of small messages": testSmallTopic,
+		"JSON": testJSON, "several requests": testSeveralRequests, "a topic of small messages": testSmallTopic, "a topic of tiny messages": testTinyTopic,
 		"Arrow": testArrow, "dead letters": testDeadLetters, "dead letters that are too large": testLargeLetters,
 		"errors": testErrors,
 	} {
@@ -169,9 +169,15 @@ func testSmallTopic(t *testing.T, broker *kafkatest.Broker) {
 	for _, format := range []string{"json", "arrow"} {
 		t.Run(format, func(t *testing.T) {
 			f := newFixture(t, broker, format, 1, "max.message.bytes=6000")
-			for range 2 {
+			var refused float64
+			for i := range 2 {
 				if err := f.Write(f.ctx, 0, record(t, rows(300, "id-")...)); err != nil {
 					t.Fatal(err)
+				}
+				if n := f.metric("oodmon_sink_errors_total", "scores"); i == 0 {
+					refused = n
+				} else if n > refused {
+					t.Errorf("%v requests more were refused: what the topic takes was known", n-refused)
 				}
 			}
 			records := f.ReadAll(f.scores)
@@ -194,6 +200,20 @@ func testSmallTopic(t *testing.T, broker *kafkatest.Broker) {
 				t.Errorf("%d rows, want 600", got)
 			}
 		})
+	}
+}
+
+// A topic may take less than a kilobyte, and still every result by itself.
+func testTinyTopic(t *testing.T, broker *kafkatest.Broker) {
+	f := newFixture(t, broker, "json", 1, "max.message.bytes=500")
+	ctx, cancel := context.WithTimeout(f.ctx, 10*time.Second)
+	defer cancel()
+	if err := f.Write(ctx, 0, record(t, rows(9, "id-")...)); err != nil {
+		t.Fatal(err)
+	}
+	ascends(t, offsetsOf(t, f.ReadAll(f.scores)), 9)
+	if n := f.metric("oodmon_sink_errors_total", "scores"); n > 9 {
+		t.Errorf("%v requests were refused", n)
 	}
 }
 
