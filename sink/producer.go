@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -102,6 +103,37 @@ func New(cfg Config, conn *kafkaconn.Client, reg prometheus.Registerer, log *slo
 		partitions: make(map[string]int), limits: make(map[string]int), writers: make(map[int]*writer),
 	}, nil
 }
+
+// Check refuses compacted topics, but for results in JSON, which have their ids for
+// keys: they take no message without a key, and keep one of a key. Where the broker
+// does not tell, a letter without a key is refused when it comes.
+func (p *Producer) Check(ctx context.Context) error {
+	topics := []string{p.cfg.DeadLetterTopic}
+	if p.cfg.Format == "arrow" {
+		topics = append(topics, p.cfg.Topic)
+	}
+	request := &kafka.DescribeConfigsRequest{}
+	for _, topic := range topics {
+		request.Resources = append(request.Resources, kafka.DescribeConfigRequestResource{
+			ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{"cleanup.policy"},
+		})
+	}
+	answer, err := p.conn.Kafka.DescribeConfigs(ctx, request)
+	if err != nil {
+		p.log.Debug("the cleanup policies of the output topics are not known", "error", err)
+		return nil
+	}
+	for _, topic := range answer.Resources {
+		for _, entry := range topic.ConfigEntries {
+			if entry.ConfigName == "cleanup.policy" && strings.Contains(entry.ConfigValue, "compact") {
+				return fmt.Errorf("kafka topic %s is compacted: %s", topic.ResourceName, noCompaction)
+			}
+		}
+	}
+	return nil
+}
+
+const noCompaction = "what has no key is refused there, and of what has the same key only the last is kept: set its cleanup.policy to delete"
 
 // writer returns the locked writer of an input partition.
 func (p *Producer) writer(partition int) *writer {
@@ -338,7 +370,7 @@ func tooLarge(err error) bool {
 func permanent(err error) bool {
 	for _, class := range []kafka.Error{
 		kafka.MessageSizeTooLarge, kafka.RecordListTooLarge, kafka.InvalidTopic, kafka.TopicAuthorizationFailed, kafka.ClusterAuthorizationFailed,
-		kafka.TransactionalIDAuthorizationFailed,
+		kafka.TransactionalIDAuthorizationFailed, kafka.InvalidRecord, kafka.PolicyViolation,
 	} {
 		if errors.Is(err, class) {
 			return true
@@ -376,6 +408,8 @@ func (w *writer) produce(ctx context.Context, to target, n int) error {
 		code == kafka.InvalidProducerEpoch || code == kafka.InvalidProducerIDMapping ||
 		code == kafka.InvalidTransactionState || code == kafka.ProducerFenced:
 		w.id = -1 // the broker has forgotten us, or the topic was made anew, or another owns the partition
+	case code == kafka.InvalidRecord:
+		return fmt.Errorf("if the topic is compacted, %s: %w", noCompaction, code)
 	}
 	return code
 }

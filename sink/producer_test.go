@@ -116,7 +116,7 @@ func TestProducer(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *kafkatest.Broker){
 		"JSON": testJSON, "several requests": testSeveralRequests, "a topic of small messages": testSmallTopic, "a topic of tiny messages": testTinyTopic,
 		"Arrow": testArrow, "dead letters": testDeadLetters, "dead letters that are too large": testLargeLetters,
-		"errors": testErrors,
+		"errors": testErrors, "a compacted topic": testCompactedTopic,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, broker) })
 	}
@@ -346,6 +346,38 @@ func testErrors(t *testing.T, broker *kafkatest.Broker) {
 	}
 }
 
+// A compacted topic takes no letter without a key, which would stop its partition.
+func testCompactedTopic(t *testing.T, broker *kafkatest.Broker) {
+	for _, format := range []string{"json", "arrow"} {
+		t.Run(format, func(t *testing.T) {
+			f := newFixture(t, broker, format, 1)
+			if err := f.Check(f.ctx); err != nil {
+				t.Errorf("topics that are not compacted: %v", err)
+			}
+			f.CreateTopic(f.scores+"-compacted", 1, "cleanup.policy=compact,delete")
+			f.Producer.cfg.Topic = f.scores + "-compacted"
+			if err := f.Check(f.ctx); (err != nil) != (format == "arrow") {
+				t.Errorf("compacted results: %v", err)
+			}
+			f.Producer.cfg.DeadLetterTopic = f.scores + "-compacted"
+			if err := f.Check(f.ctx); err == nil || !strings.HasPrefix(err.Error(), "kafka topic "+f.scores+"-compacted is compacted: ") {
+				t.Errorf("compacted dead letters: %v", err)
+			}
+			if !kafkatest.Real() { // takes them
+				return
+			}
+			letter := Letter{Topic: "in", Row: -1, Value: []byte("v"), Reason: "bad_json", Err: errors.New("bad")}
+			kafkatest.Eventually(t, time.Minute, func() error { // the client may not know the topic yet
+				err := f.DeadLetter(f.ctx, 0, []Letter{letter})
+				if !errors.Is(err, kafka.InvalidRecord) || !strings.Contains(err.Error(), "cleanup.policy") {
+					return fmt.Errorf("a letter without a key: %w", err)
+				}
+				return nil
+			})
+		})
+	}
+}
+
 // What fails in passing is tried again, and nothing is appended twice.
 func TestProducerTriesAgain(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -513,8 +545,12 @@ func TestProducerGivesUpOnlyWithItsContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	ascends(t, offsetsOf(t, f.ReadAll(f.scores)), 2)
-	f.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: 1})
-	if err := f.Write(f.ctx, 0, record(t, rows(1, "")...)); !errors.Is(err, kafka.TopicAuthorizationFailed) || !strings.Contains(err.Error(), f.scores) {
-		t.Errorf("error %v", err)
+	for code, want := range map[*kerr.Error]kafka.Error{
+		kerr.TopicAuthorizationFailed: kafka.TopicAuthorizationFailed, kerr.InvalidRecord: kafka.InvalidRecord, kerr.PolicyViolation: kafka.PolicyViolation,
+	} {
+		f.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: code, Count: 1})
+		if err := f.Write(f.ctx, 0, record(t, rows(1, "")...)); !errors.Is(err, want) || !strings.Contains(err.Error(), f.scores) {
+			t.Errorf("error %v", err)
+		}
 	}
 }
