@@ -19,13 +19,16 @@ func (w *worker) begin(offset int64) {
 	w.confirmed, w.told = false, time.Now()
 }
 
-// reach says that the group has committed an offset of the partition.
+// reach says that the group has committed an offset of the partition, or none yet.
 func (w *worker) reach(offset int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reached[w.partition] = offset
-	w.settled = true
 	delete(w.doubted, w.partition)
+	if offset >= 0 {
+		w.settled = true
+		delete(w.remade, w.partition)
+	}
 }
 
 // assign forgets what is known of partitions that another member may have by now, and
@@ -33,7 +36,7 @@ func (w *worker) reach(offset int64) {
 func (c *Consumer) assign(assigned []kafka.PartitionAssignment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	reached, doubted := make(map[int]int64), make(map[int]time.Time)
+	reached, doubted, remade := make(map[int]int64), make(map[int]time.Time), make(map[int]bool)
 	for _, a := range assigned {
 		if offset, ok := c.reached[a.ID]; ok || a.Offset >= 0 {
 			reached[a.ID] = max(offset, a.Offset)
@@ -41,8 +44,11 @@ func (c *Consumer) assign(assigned []kafka.PartitionAssignment) {
 		if since, ok := c.doubted[a.ID]; ok {
 			doubted[a.ID] = since
 		}
+		if c.remade[a.ID] {
+			remade[a.ID] = true
+		}
 	}
-	c.reached, c.doubted, c.before = reached, doubted, c.settled
+	c.reached, c.doubted, c.remade, c.before = reached, doubted, remade, c.settled
 	for partition := range c.left {
 		if !slices.ContainsFunc(assigned, func(a kafka.PartitionAssignment) bool { return a.ID == partition }) {
 			delete(c.left, partition)
@@ -50,42 +56,59 @@ func (c *Consumer) assign(assigned []kafka.PartitionAssignment) {
 	}
 }
 
-// doubtful reports whether a worker doubts what the coordinator has told.
+// doubtful reports whether a worker doubts what the coordinator has told, and joining
+// the group anew may help: it does not where the partition has no leader any more.
 func (c *Consumer) doubtful() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.doubted) > 0
+	for _, since := range c.doubted {
+		if time.Since(since) < c.forgetful+forgetfulTime {
+			return true
+		}
+	}
+	return false
 }
 
-// doubt reports whether the group must have been beyond the position, how far if that
-// is known, else −1, and how long it was doubted until the coordinator told the position.
-func (w *worker) doubt() (doubt bool, known int64, since time.Duration) {
+// unread reports whether nobody can have read of a partition for which nothing is
+// committed: it was added after the group began, or the topic was made again. It
+// begins at its first record then. All others begin as input.start says, also one that had
+// no leader until now.
+func (w *worker) unread() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.remade[w.partition] || w.partition >= w.known
+}
+
+// doubt reports whether the group must have been beyond the position, and how far if
+// that is known, else −1.
+func (w *worker) doubt() (doubt bool, known int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	known, ok := w.reached[w.partition]
-	if !ok {
-		known = -1
+	if !ok { // another member had it, which begins with a commit
+		return w.position < 0 && w.before && w.partition < w.Consumer.known, -1
 	}
-	switch {
-	case ok && known > w.position:
-	case !ok && w.position < 0 && w.before && w.partition < w.Consumer.known:
-		// Another member had it, which begins with a commit.
-	default:
-		delete(w.doubted, w.partition)
-		return false, 0, 0
-	}
+	return known > w.position, known
+}
+
+// doubtedFor returns how long the position was doubted until the coordinator told it.
+func (w *worker) doubtedFor() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if _, ok := w.doubted[w.partition]; !ok {
 		w.doubted[w.partition] = w.told
 	}
-	return true, known, w.told.Sub(w.doubted[w.partition])
+	return w.told.Sub(w.doubted[w.partition])
 }
 
-// believe ends the doubt, and forgets what it was founded on.
+// believe ends the doubt.
 func (w *worker) believe() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.reached, w.partition)
-	delete(w.doubted, w.partition)
+	if w.position < 0 {
+		w.mu.Lock()
+		w.remade[w.partition] = true
+		w.mu.Unlock()
+	}
+	w.reach(w.position)
 }
 
 // confirm asks whether the offset that the group's coordinator has told can be. A
@@ -96,11 +119,9 @@ func (w *worker) believe() {
 // those that wait. While there is doubt the group is joined anew, which makes
 // the coordinator write, and notice.
 func (w *worker) confirm() error {
-	doubt, known, since := w.doubt()
+	doubt, known := w.doubt()
 	if !doubt {
-		if w.position >= 0 {
-			w.reach(w.position)
-		}
+		w.reach(w.position)
 		w.confirmed = true
 		return nil
 	}
@@ -109,21 +130,21 @@ func (w *worker) confirm() error {
 	if err != nil {
 		return err
 	}
-	told := "none"
+	told, was := "none", "committed"
 	if w.position >= 0 {
 		told = strconv.FormatInt(w.position, 10)
 	}
-	if known <= end && since < w.forgetful {
-		was := "committed"
-		if known >= 0 {
-			was = strconv.FormatInt(known, 10)
-		}
+	if known >= 0 {
+		was = strconv.FormatInt(known, 10)
+	}
+	if since := w.doubtedFor(); known <= end && since < w.forgetful {
 		return fmt.Errorf("the offset of %s[%d] in group %s was %s, and its coordinator now says %s: asking again for %v",
 			w.topic, w.partition, w.cfg.Group, was, told, (w.forgetful - since).Round(time.Second))
 	}
-	w.log.Error("the group's committed offset has gone back: the topic was made again, or the offset was changed", "offset", told, "was", known)
-	if w.position < 0 {
-		w.remade.Store(true)
+	if known >= 0 {
+		w.log.Error("the group's committed offset has gone back: the topic was made again, or the offset was changed", "offset", told, "was", was)
+	} else {
+		w.log.Error("nothing is committed for a partition that another member had: starting at its first record, since the topic may have been made again")
 	}
 	w.believe()
 	w.claimed, w.confirmed = true, true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -171,4 +172,118 @@ func TestForgottenOfAnotherMember(t *testing.T) {
 	c.on.Store(false)
 	f.received("a", "b")
 	f.times(map[string]int{"a": 1, "b": 1})
+}
+
+// offline makes the partitions of a topic that a function names have no leader.
+func offline(f *fixture, partition func(int32) bool) {
+	f.Cluster.ControlKey(int16(kmsg.ListOffsets), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		f.Cluster.KeepControl()
+		r := request.(*kmsg.ListOffsetsRequest)
+		if len(r.Topics) != 1 || r.Topics[0].Topic != f.cfg.Topic || len(r.Topics[0].Partitions) != 1 || !partition(r.Topics[0].Partitions[0].Partition) {
+			return nil, nil, false
+		}
+		answer := r.ResponseKind().(*kmsg.ListOffsetsResponse)
+		p := kmsg.NewListOffsetsResponseTopicPartition()
+		p.Partition, p.ErrorCode = r.Topics[0].Partitions[0].Partition, kerr.LeaderNotAvailable.Code
+		topic := kmsg.NewListOffsetsResponseTopic()
+		topic.Topic, topic.Partitions = f.cfg.Topic, append(topic.Partitions, p)
+		answer.Topics = append(answer.Topics, topic)
+		return answer, nil, true
+	})
+}
+
+// generation waits until the group has had as many generations, by the log of its member.
+func (f *fixture) generation(n int) { f.t.Helper(); f.says(fmt.Sprintf("generation=%d ", n)) }
+
+// A partition that has no leader when the group begins begins as input.start says when
+// it has one, in whichever generation: nothing was committed, so nothing is forgotten.
+func TestPartitionWithoutLeaderBeginsWhereItShould(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, kafkatest.StartFake(t), 2)
+	f.cfg.Start, f.forgetful = "latest", time.Second
+	f.produce(1, "old")
+	var away atomic.Bool
+	away.Store(true)
+	offline(f, func(partition int32) bool { return partition == 1 && away.Load() })
+	f.start()
+	f.committedIs(0, 0)
+	f.says("list offsets of " + f.cfg.Topic + "[1]")
+	evict(f)
+	f.generation(2)
+	time.Sleep(watchInterval + time.Second) // another generation, where it is doubted
+	away.Store(false)
+	f.committedIs(1, 1)
+	f.produce(1, "new")
+	f.received("new")
+	f.times(map[string]int{"old": 0, "new": 1})
+	if log := f.logged(); strings.Contains(log, "asking again") || strings.Contains(log, "generation=3") {
+		t.Error("an offset was doubted that never was")
+	}
+}
+
+// evict makes the group throw its members out, once.
+func evict(f *fixture) {
+	f.Cluster.ControlKey(int16(kmsg.Heartbeat), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		answer := request.ResponseKind().(*kmsg.HeartbeatResponse)
+		answer.ErrorCode = kerr.UnknownMemberID.Code
+		return answer, nil, true
+	})
+}
+
+// While a partition that another member had has no leader, the group is not joined anew
+// for it: that ends all other partitions' batches.
+func TestPartitionWithoutLeaderEndsNoGeneration(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, kafkatest.StartFake(t), 2)
+	f.cfg.Start, f.forgetful = "latest", time.Second
+	first, _ := f.start()
+	f.committedIs(1, 0)
+	_, stop := f.start()
+	kafkatest.Eventually(t, patience, func() error {
+		first.mu.Lock()
+		defer first.mu.Unlock()
+		if n := len(first.reached); n != 1 {
+			return fmt.Errorf("the first member knows of %d partitions, want 1", n)
+		}
+		return nil
+	})
+	c := forget(f, func(int32) int64 { return -1 })
+	c.throwOut.Store(false)
+	var away atomic.Bool
+	away.Store(true)
+	offline(f, func(int32) bool { return away.Load() })
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	f.generation(3)
+	time.Sleep(2*watchInterval + time.Second)
+	if strings.Contains(f.logged(), "generation=4") {
+		t.Error("the group was joined anew")
+	}
+	away.Store(false)
+	f.says("generation=4")
+}
+
+// A partition that was added while nobody ran is newer than the group: it begins at its
+// first record. One that another member of the first generation has not yet begun is not.
+func TestLatestBeginsAtTheFirstRecordOfAddedPartitionsAlone(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, kafkatest.StartFake(t), 2)
+	f.cfg.Start = "latest"
+	f.produce(1, "old")
+	f.commit(0) // of partition 0, as another member
+	_, stop := f.start()
+	f.committedIs(1, 1)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := f.Admin().CreatePartitions(t.Context(), 1, f.cfg.Topic)
+	if err = errors.Join(err, answer.Error()); err != nil {
+		t.Fatal(err)
+	}
+	f.Connect() // the client before knows two partitions
+	f.produce(2, "added")
+	f.start()
+	f.received("added")
+	f.times(map[string]int{"old": 0, "added": 1})
 }

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/oodmon/oodmon/internal/kafkaconn"
@@ -47,15 +47,15 @@ type Consumer struct {
 	since      time.Time // when that last changed
 	partitions map[int]*progress
 	left       map[int]*progress // of partitions that were given up while records waited
-	known      int               // partitions of the topic when it was first seen
-	remade     atomic.Bool       // the topic has been away
 	fatal      error
 	refused    error // why the group was not joined, while it is not
 
-	// How far the group has come in the partitions that this member has, and since when
-	// its coordinator tells of less.
+	// How far the group has come in the partitions that this member has (−1: nothing is
+	// committed), since when its coordinator tells of less, and those that were made again.
 	reached   map[int]int64
 	doubted   map[int]time.Time
+	remade    map[int]bool
+	known     int  // partitions of the topic when the group began; notCounted: not known yet
 	settled   bool // the group has committed something
 	before    bool // it had when this generation began
 	forgetful time.Duration
@@ -82,7 +82,7 @@ func New(cfg Config, conn *kafkaconn.Client, newHandler func(partition int) Hand
 	}
 	return &Consumer{
 		cfg: cfg, conn: conn, newHandler: newHandler, metrics: newMetrics(reg), log: log, budget: processBudget(),
-		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress), forgetful: forgetfulTime,
+		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress), known: notCounted, forgetful: forgetfulTime,
 	}, nil
 }
 
@@ -181,7 +181,7 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 	c.assign(assigned)
 	c.setMember(true)
 	c.log.Info("partitions assigned", "topic", c.cfg.Topic, "group", c.cfg.Group, "generation", generation.ID, "partitions", len(assigned))
-	if err := c.count(ctx); err != nil {
+	if err := c.count(ctx, int(generation.ID)); err != nil {
 		c.log.Warn("the topic's partitions could not be counted; one that is added now begins at input.start", "topic", c.cfg.Topic, "error", err)
 	}
 	ended := make(chan struct{})
@@ -245,10 +245,12 @@ func (c *Consumer) watchAssignments(ctx context.Context) {
 			differed = false // what fails is told by those who read
 			continue
 		}
-		if have == 0 {
-			c.remade.Store(true) // for the one that comes
-		}
 		if differed { // a cached answer would not twice
+			if have == 0 { // all partitions of the one that comes are new
+				c.mu.Lock()
+				c.known = 0
+				c.mu.Unlock()
+			}
 			c.log.Info("the topic has other partitions than the group has assigned; joining again", "topic", c.cfg.Topic, "partitions", have, "assigned", assigned)
 			return
 		}
@@ -285,20 +287,46 @@ func (c *Consumer) assignments(ctx context.Context) (assigned, have int, err err
 	return assigned, have, nil
 }
 
-// count remembers how many partitions the topic had at first: those that come
-// later are read from their beginning, which nobody can have read.
-func (c *Consumer) count(ctx context.Context) error {
-	if c.known > 0 {
+const notCounted = math.MaxInt
+
+// count finds how many partitions the topic had when the group began: with its first
+// generation, all. Later the group's offsets tell, since partitions are added after the
+// last, and each has an offset once it was read.
+func (c *Consumer) count(ctx context.Context, generation int) error {
+	c.mu.Lock()
+	counted := c.known != notCounted
+	c.mu.Unlock()
+	if counted {
 		return nil
 	}
-	meta, err := c.conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.cfg.Topic}})
+	meta, err := kafkaconn.Retry(ctx, func() (*kafka.MetadataResponse, error) {
+		return c.conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.cfg.Topic}})
+	})
 	if err != nil {
 		return fmt.Errorf("read metadata of %s: %w", c.cfg.Topic, err)
 	}
 	if len(meta.Topics) != 1 || len(meta.Topics[0].Partitions) == 0 {
 		return fmt.Errorf("read metadata of %s: %w", c.cfg.Topic, kafka.UnknownTopicOrPartition)
 	}
-	c.known = len(meta.Topics[0].Partitions)
+	all := make([]int, len(meta.Topics[0].Partitions))
+	for i := range all {
+		all[i] = i
+	}
+	known := len(all)
+	if generation > 1 {
+		offsets, err := kafkaconn.Retry(ctx, func() ([]int64, error) { return c.groupOffsets(ctx, all) })
+		if err != nil {
+			return err
+		}
+		for i, offset := range offsets {
+			if offset >= 0 {
+				known = i + 1
+			}
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known = known
 	return nil
 }
 
@@ -306,6 +334,30 @@ func (c *Consumer) setRefused(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.refused = err
+}
+
+// groupOffsets returns what the group has committed in partitions, -1 where that is nothing.
+func (c *Consumer) groupOffsets(ctx context.Context, partitions []int) ([]int64, error) {
+	answer, err := c.conn.Kafka.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: c.cfg.Group, Topics: map[string][]int{c.cfg.Topic: partitions}})
+	if err == nil {
+		err = answer.Error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the committed offsets of %s: %w", c.cfg.Topic, err)
+	}
+	offsets := make([]int64, len(partitions))
+	for i, partition := range partitions {
+		at := slices.IndexFunc(answer.Topics[c.cfg.Topic], func(p kafka.OffsetFetchPartition) bool { return p.Partition == partition })
+		if at < 0 {
+			return nil, fmt.Errorf("read the committed offset of %s[%d]: the coordinator did not answer for it", c.cfg.Topic, partition)
+		}
+		p := answer.Topics[c.cfg.Topic][at]
+		if p.Error != nil {
+			return nil, fmt.Errorf("read the committed offset of %s[%d]: %w", c.cfg.Topic, partition, p.Error)
+		}
+		offsets[i] = max(-1, p.CommittedOffset)
+	}
+	return offsets, nil
 }
 
 func (c *Consumer) setMember(member bool) {
@@ -362,9 +414,16 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, co
 	defer abandon(nil)
 	defer context.AfterFunc(running, func() {
 		// The rest of the time is for the commit, and for leaving the group.
-		time.AfterFunc(c.cfg.DrainTimeout*4/5, func() { abandon(errors.New("the drain timeout is over")) })
+		drain := c.cfg.DrainTimeout * 4 / 5
+		if ctx.Err() == nil {
+			// Taken away: no heartbeat comes until the group is joined anew, and without
+			// one it gives the member up.
+			drain = min(drain, c.cfg.SessionTimeout/2)
+		}
+		time.AfterFunc(drain, func() { abandon(errors.New("the drain timeout is over")) })
 	})()
 	label := strconv.Itoa(a.ID)
+	a.Offset = max(-1, a.Offset) // kafka-go has -2 for none
 	w := &worker{
 		Consumer: c, generation: generation, commits: commits, progress: c.enter(a.ID),
 		log: c.log.With("topic", c.cfg.Topic, "partition", a.ID),
@@ -492,22 +551,11 @@ func (w *worker) revisit() error {
 	if _, _, err := w.offsets(w.running); err != nil {
 		return err
 	}
-	answer, err := w.Consumer.conn.Kafka.OffsetFetch(w.running, &kafka.OffsetFetchRequest{
-		GroupID: w.cfg.Group, Topics: map[string][]int{w.topic: {w.partition}},
-	})
-	if err == nil {
-		err = answer.Error
-	}
-	if err == nil && len(answer.Topics[w.topic]) != 1 {
-		err = errors.New("the coordinator did not answer for this one partition")
-	}
-	if err == nil {
-		err = answer.Topics[w.topic][0].Error
-	}
+	offsets, err := w.groupOffsets(w.running, []int{w.partition})
 	if err != nil {
-		return fmt.Errorf("read the committed offset of %s[%d]: %w", w.topic, w.partition, err)
+		return err
 	}
-	if answer.Topics[w.topic][0].CommittedOffset < 0 {
+	if offsets[0] < 0 {
 		w.begin(-1)
 		w.claimed = false
 	}
@@ -594,7 +642,7 @@ func (w *worker) start() error {
 		return err
 	}
 	begin := end
-	if w.cfg.Start == "earliest" || w.known > 0 && w.partition >= w.known || w.remade.Load() {
+	if w.cfg.Start == "earliest" || w.unread() {
 		begin = first
 	}
 	w.handled = begin

@@ -645,6 +645,35 @@ func testHangingHandler(t *testing.T, broker *kafkatest.Broker) {
 	}
 }
 
+// A batch in hand is given up, where its partition is taken away, before the group
+// gives the member up.
+func TestBatchInHandIsGivenUpWithinTheSession(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, kafkatest.StartFake(t), 1)
+	f.cfg.SessionTimeout, f.cfg.DrainTimeout = 3*time.Second, time.Minute
+	f.produce(0, "v")
+	begun, ended := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	f.handle = func(ctx context.Context, _ *Batch) (err error) {
+		once.Do(func() {
+			close(begun)
+			<-ctx.Done()
+			close(ended)
+			err = context.Cause(ctx)
+		})
+		return err
+	}
+	f.start()
+	<-begun
+	evict(f)
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second): // a second to the heartbeat, then half the session
+		t.Fatal("the handler goes on after the session has ended")
+	}
+	f.received("v")
+}
+
 // "latest" is where the log ended when the group came, whatever happens to it
 // before the first record.
 func testLatest(t *testing.T, broker *kafkatest.Broker) {

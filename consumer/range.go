@@ -80,10 +80,13 @@ func ReadRange(ctx context.Context, conn *kafkaconn.Client, cfg RangeConfig, fn 
 				switch {
 				case ours != nil:
 					err = nil // not to be tried again
-				case errors.Is(err, kafka.OffsetOutOfRange): // retention has passed it meanwhile
-					var first int64
-					if first, err = r.offsetOf(ctx, kafka.FirstOffset); err == nil {
-						r.position = max(r.position, first)
+				case r.position >= r.maxOffset:
+					err = nil // of what follows the range
+				case errors.Is(err, kafka.OffsetOutOfRange):
+					if first, failed := r.offsetOf(ctx, kafka.FirstOffset); failed != nil {
+						err = failed
+					} else if first > r.position { // retention has passed it meanwhile
+						r.position, err = first, nil
 					}
 				}
 				return struct{}{}, err

@@ -70,8 +70,9 @@ type Config struct {
 	Topic string
 	Group string
 	// Start is where a partition begins for which the group has committed
-	// nothing: earliest or latest. A partition that is added to the topic
-	// while the consumer runs begins at its first record in both cases.
+	// nothing: earliest or latest. A partition that was added to the topic after
+	// the group began, or with a topic that was made again, begins at its first
+	// record in both cases.
 	Start string
 	// OutOfRange is what follows an offset that the log does not hold (retention
 	// has passed it, or the topic was made anew): go on at the earliest or the
@@ -93,7 +94,7 @@ type Config struct {
 	// the partitions to other members. Zero means 30 s.
 	SessionTimeout time.Duration
 	// DrainTimeout bounds the batch in hand after the context of Run is done or
-	// a partition was taken away. Zero means 15 s.
+	// a partition was taken away; then so does half of SessionTimeout. Zero means 15 s.
 	DrainTimeout time.Duration
 	// Fence, where it isn't nil, makes delivery exactly once: the handler commits
 	// Batch.Claim. Fence is called before the first record of a partition is

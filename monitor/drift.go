@@ -79,7 +79,9 @@ func (w *worker) prepareDrift(b *consumer.Batch, now *live, rec arrow.Record) er
 // observeDrift lets the records of a batch bet. It comes after all that the batch
 // led to is acknowledged: what is not acknowledged comes again, and has not bet.
 // What is not committed comes again too, and has: the Watch passes it over by its
-// watermark, or has lost it with the process that died, bets and all.
+// watermark, or has lost it with the process that died, bets and all. A transaction
+// that was committed though its commit is an error never bets, nor counts: its records
+// do not come again.
 func (w *worker) observeDrift(b *consumer.Batch) {
 	m := w.m
 	if m.drift == nil {

@@ -98,11 +98,11 @@ func answer(w http.ResponseWriter, err error) {
 	fmt.Fprintln(w, "OK")
 }
 
-// A server answers HTTP on the configured addresses until it is closed.
+// A server answers HTTP on the configured addresses until it is closed. Each has an
+// http.Server of its own, since web.Serve sets it up.
 type server struct {
-	http      *http.Server
-	listeners []net.Listener
-	done      chan error
+	http []*http.Server
+	done chan error
 }
 
 // listen opens every address, so that a port in use stops the start and not
@@ -127,15 +127,13 @@ func listen(cfg WebConfig) ([]net.Listener, error) {
 
 // serve begins to answer, and calls stop where it cannot go on.
 func serve(listeners []net.Listener, cfg WebConfig, handler http.Handler, stop func(), log *slog.Logger) *server {
-	s := &server{
-		http:      &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second},
-		listeners: listeners,
-		done:      make(chan error, len(listeners)),
-	}
+	s := &server{done: make(chan error, len(listeners))}
 	flags := &web.FlagConfig{WebConfigFile: &cfg.ConfigFile}
 	for _, l := range listeners {
+		one := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+		s.http = append(s.http, one)
 		go func() {
-			err := web.Serve(l, s.http, flags, log)
+			err := web.Serve(l, one, flags, log)
 			if !errors.Is(err, http.ErrServerClosed) {
 				log.Error("HTTP is no longer served: stopping", "address", l.Addr(), "error", err)
 				stop()
@@ -149,16 +147,20 @@ func serve(listeners []net.Listener, cfg WebConfig, handler http.Handler, stop f
 // close stops the server and waits for it. Answers that take longer than ctx, a
 // profile's for example, are cut off: that is no failure.
 func (s *server) close(ctx context.Context) error {
-	err := s.http.Shutdown(ctx)
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = s.http.Close()
+	var all error
+	for _, one := range s.http {
+		err := one.Shutdown(ctx)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = one.Close()
+		}
+		all = errors.Join(all, err)
 	}
-	for range s.listeners {
+	for range s.http {
 		if served := <-s.done; !errors.Is(served, http.ErrServerClosed) {
-			err = errors.Join(err, served)
+			all = errors.Join(all, served)
 		}
 	}
-	return err
+	return all
 }
 
 // newRegistry returns a registry with the process' own series, and the

@@ -83,6 +83,9 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	if m.sink, err = newSink(cfg, m.conn, series, log); err != nil {
 		return nil, err
 	}
+	if err := m.sink.Check(ctx); err != nil {
+		return nil, err
+	}
 	if m.consumer, err = newConsumer(cfg, m.conn, m.sink, m.newHandler, series, log); err != nil {
 		return nil, err
 	}

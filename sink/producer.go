@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -103,6 +104,37 @@ func New(cfg Config, conn *kafkaconn.Client, reg prometheus.Registerer, log *slo
 	}, nil
 }
 
+// Check refuses compacted topics, but for results in JSON, which have their ids for
+// keys: they take no message without a key, and keep one of a key. Where the broker
+// does not tell, a letter without a key is refused when it comes.
+func (p *Producer) Check(ctx context.Context) error {
+	topics := []string{p.cfg.DeadLetterTopic}
+	if p.cfg.Format == "arrow" {
+		topics = append(topics, p.cfg.Topic)
+	}
+	request := &kafka.DescribeConfigsRequest{}
+	for _, topic := range topics {
+		request.Resources = append(request.Resources, kafka.DescribeConfigRequestResource{
+			ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{"cleanup.policy"},
+		})
+	}
+	answer, err := p.conn.Kafka.DescribeConfigs(ctx, request)
+	if err != nil {
+		p.log.Debug("the cleanup policies of the output topics are not known", "error", err)
+		return nil
+	}
+	for _, topic := range answer.Resources {
+		for _, entry := range topic.ConfigEntries {
+			if entry.ConfigName == "cleanup.policy" && strings.Contains(entry.ConfigValue, "compact") {
+				return fmt.Errorf("kafka topic %s is compacted: %s", topic.ResourceName, noCompaction)
+			}
+		}
+	}
+	return nil
+}
+
+const noCompaction = "what has no key is refused there, and of what has the same key only the last is kept: set its cleanup.policy to delete"
+
 // writer returns the locked writer of an input partition.
 func (p *Producer) writer(partition int) *writer {
 	p.mu.Lock()
@@ -162,9 +194,10 @@ func (w *writer) writeArrow(ctx context.Context, rec arrow.Record) error {
 	one := message{value: w.stream.Bytes(), headers: arrowHeaders}
 	if rows == 1 || one.size() <= w.limit(w.cfg.Topic) {
 		err := w.publish(ctx, kindScores, w.cfg.Topic, 1, func(int) message { return one })
-		if rows == 1 || !errors.Is(err, kafka.MessageSizeTooLarge) {
+		if rows == 1 || !tooLarge(err) {
 			return err
 		}
+		w.refused(w.cfg.Topic, one.size())
 	}
 	for _, part := range [][2]int64{{0, rows / 2}, {rows / 2, rows}} {
 		half := rec.NewSlice(part[0], part[1])
@@ -217,7 +250,7 @@ func (p *Producer) limit(topic string) int {
 func (p *Producer) refused(topic string, size int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.limits[topic] = max(1<<10, min(size, maxRequest)/2)
+	p.limits[topic] = size / 2
 }
 
 // publish sends n messages in order, in requests that a broker takes, and returns
@@ -231,7 +264,7 @@ func (w *writer) publish(ctx context.Context, kind, topic string, n int, at func
 		case err == nil:
 			w.metrics.messages.WithLabelValues(kind).Add(float64(count))
 			first += count
-		case !errors.Is(err, kafka.MessageSizeTooLarge) && !errors.Is(err, kafka.RecordListTooLarge):
+		case !tooLarge(err):
 			return err
 		case count > 1:
 			w.refused(topic, size)
@@ -274,7 +307,9 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 	pause, begun := firstPause, time.Now()
 	var tried target
 	// A broker that appended a request which was given up would take another one
-	// with its sequence, of as many messages, for the same, and acknowledge it.
+	// with its sequence, of as many messages, for the same, and acknowledge it. Only
+	// what no attempt can mend is said before anything is appended, and nothing else:
+	// even a broker that is no longer the leader may have been it until then.
 	appended := false // perhaps, by an attempt
 	end := func(err error) error {
 		if appended {
@@ -284,9 +319,11 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 	}
 	for {
 		to, err := w.target(ctx, topic)
-		if err == nil && w.transactional() && tried != (target{}) && to != tried {
-			// It may be in the other one already, and would be committed there too.
-			w.id, err = -1, fmt.Errorf("after an attempt at partition %d: partitions were added: %w", tried.partition, errNotFenced)
+		if err == nil && tried != (target{}) && to != tried {
+			w.id = -1              // it may be in the other one already, with the sequence that comes next there
+			if w.transactional() { // and would be committed there too
+				err = fmt.Errorf("after an attempt at partition %d: partitions were added: %w", tried.partition, errNotFenced)
+			}
 		}
 		if err == nil {
 			tried = to
@@ -299,10 +336,10 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 		err = w.conn.Denied(err, kafkaconn.Access{Operation: "Write", Topic: topic, TransactionalID: w.cfg.TransactionalID})
 		err = fmt.Errorf("produce %d messages to %s[%d]: %w", n, topic, to.partition, err)
 		w.metrics.errors.WithLabelValues(kind).Inc()
-		appended = appended || unanswered(err)
 		if permanent(err) {
 			return end(err)
 		}
+		appended = true
 		if w.transactional() && (w.id < 0 || time.Since(begun) > transactionTimeout) {
 			w.id = -1 // the coordinator aborts it now, if it has not
 			return err
@@ -325,18 +362,16 @@ func (w *writer) send(ctx context.Context, kind, topic string, n int) error {
 	}
 }
 
-// unanswered says that a request may have been carried out for all its error, now
-// or later: the broker did not answer, or does not say.
-func unanswered(err error) bool {
-	code, ok := errors.AsType[kafka.Error](err)
-	return !ok || code == kafka.RequestTimedOut || code == kafka.NotEnoughReplicasAfterAppend
+// tooLarge says that a request may be taken in parts.
+func tooLarge(err error) bool {
+	return errors.Is(err, kafka.MessageSizeTooLarge) || errors.Is(err, kafka.RecordListTooLarge)
 }
 
 // permanent says that no attempt can mend an error.
 func permanent(err error) bool {
 	for _, class := range []kafka.Error{
 		kafka.MessageSizeTooLarge, kafka.RecordListTooLarge, kafka.InvalidTopic, kafka.TopicAuthorizationFailed, kafka.ClusterAuthorizationFailed,
-		kafka.TransactionalIDAuthorizationFailed,
+		kafka.TransactionalIDAuthorizationFailed, kafka.InvalidRecord, kafka.PolicyViolation,
 	} {
 		if errors.Is(err, class) {
 			return true
@@ -374,6 +409,8 @@ func (w *writer) produce(ctx context.Context, to target, n int) error {
 		code == kafka.InvalidProducerEpoch || code == kafka.InvalidProducerIDMapping ||
 		code == kafka.InvalidTransactionState || code == kafka.ProducerFenced:
 		w.id = -1 // the broker has forgotten us, or the topic was made anew, or another owns the partition
+	case code == kafka.InvalidRecord:
+		return fmt.Errorf("if the topic is compacted, %s: %w", noCompaction, code)
 	}
 	return code
 }

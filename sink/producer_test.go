@@ -114,9 +114,9 @@ func ascends(t *testing.T, got []int64, n int) {
 func TestProducer(t *testing.T) {
 	broker := kafkatest.Start(t)
 	for name, test := range map[string]func(*testing.T, *kafkatest.Broker){
-		"JSON": testJSON, "several requests": testSeveralRequests, "a topic of small messages": testSmallTopic,
+		"JSON": testJSON, "several requests": testSeveralRequests, "a topic of small messages": testSmallTopic, "a topic of tiny messages": testTinyTopic,
 		"Arrow": testArrow, "dead letters": testDeadLetters, "dead letters that are too large": testLargeLetters,
-		"errors": testErrors,
+		"errors": testErrors, "a compacted topic": testCompactedTopic,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, broker) })
 	}
@@ -169,9 +169,15 @@ func testSmallTopic(t *testing.T, broker *kafkatest.Broker) {
 	for _, format := range []string{"json", "arrow"} {
 		t.Run(format, func(t *testing.T) {
 			f := newFixture(t, broker, format, 1, "max.message.bytes=6000")
-			for range 2 {
+			var refused float64
+			for i := range 2 {
 				if err := f.Write(f.ctx, 0, record(t, rows(300, "id-")...)); err != nil {
 					t.Fatal(err)
+				}
+				if n := f.metric("oodmon_sink_errors_total", "scores"); i == 0 {
+					refused = n
+				} else if n > refused {
+					t.Errorf("%v requests more were refused: what the topic takes was known", n-refused)
 				}
 			}
 			records := f.ReadAll(f.scores)
@@ -194,6 +200,20 @@ func testSmallTopic(t *testing.T, broker *kafkatest.Broker) {
 				t.Errorf("%d rows, want 600", got)
 			}
 		})
+	}
+}
+
+// A topic may take less than a kilobyte, and still every result by itself.
+func testTinyTopic(t *testing.T, broker *kafkatest.Broker) {
+	f := newFixture(t, broker, "json", 1, "max.message.bytes=500")
+	ctx, cancel := context.WithTimeout(f.ctx, 10*time.Second)
+	defer cancel()
+	if err := f.Write(ctx, 0, record(t, rows(9, "id-")...)); err != nil {
+		t.Fatal(err)
+	}
+	ascends(t, offsetsOf(t, f.ReadAll(f.scores)), 9)
+	if n := f.metric("oodmon_sink_errors_total", "scores"); n > 9 {
+		t.Errorf("%v requests were refused", n)
 	}
 }
 
@@ -326,6 +346,38 @@ func testErrors(t *testing.T, broker *kafkatest.Broker) {
 	}
 }
 
+// A compacted topic takes no letter without a key, which would stop its partition.
+func testCompactedTopic(t *testing.T, broker *kafkatest.Broker) {
+	for _, format := range []string{"json", "arrow"} {
+		t.Run(format, func(t *testing.T) {
+			f := newFixture(t, broker, format, 1)
+			if err := f.Check(f.ctx); err != nil {
+				t.Errorf("topics that are not compacted: %v", err)
+			}
+			f.CreateTopic(f.scores+"-compacted", 1, "cleanup.policy=compact,delete")
+			f.Producer.cfg.Topic = f.scores + "-compacted"
+			if err := f.Check(f.ctx); (err != nil) != (format == "arrow") {
+				t.Errorf("compacted results: %v", err)
+			}
+			f.Producer.cfg.DeadLetterTopic = f.scores + "-compacted"
+			if err := f.Check(f.ctx); err == nil || !strings.HasPrefix(err.Error(), "kafka topic "+f.scores+"-compacted is compacted: ") {
+				t.Errorf("compacted dead letters: %v", err)
+			}
+			if !kafkatest.Real() { // takes them
+				return
+			}
+			letter := Letter{Topic: "in", Row: -1, Value: []byte("v"), Reason: "bad_json", Err: errors.New("bad")}
+			kafkatest.Eventually(t, time.Minute, func() error { // the client may not know the topic yet
+				err := f.DeadLetter(f.ctx, 0, []Letter{letter})
+				if !errors.Is(err, kafka.InvalidRecord) || !strings.Contains(err.Error(), "cleanup.policy") {
+					return fmt.Errorf("a letter without a key: %w", err)
+				}
+				return nil
+			})
+		})
+	}
+}
+
 // What fails in passing is tried again, and nothing is appended twice.
 func TestProducerTriesAgain(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -398,13 +450,7 @@ func TestProducerDoesNotReuseTheSequenceOfALostRequest(t *testing.T) {
 		case 2: // appended, and the answer is lost
 			return nil, io.EOF, true
 		case 3:
-			response := request.ResponseKind().(*kmsg.ProduceResponse)
-			partition := kmsg.NewProduceResponseTopicPartition()
-			partition.ErrorCode = kerr.TopicAuthorizationFailed.Code
-			topic := kmsg.NewProduceResponseTopic()
-			topic.Topic, topic.Partitions = f.scores, append(topic.Partitions, partition)
-			response.Topics = append(response.Topics, topic)
-			return response, nil, true
+			return refuse(request, kerr.TopicAuthorizationFailed), nil, true
 		}
 		return nil, nil, false
 	})
@@ -423,6 +469,70 @@ func TestProducerDoesNotReuseTheSequenceOfALostRequest(t *testing.T) {
 	}
 }
 
+// A broker may have appended what it refuses: one that is no longer the leader, say.
+// Where such a request is given up with its generation, the batch that follows has more
+// records of the same offsets, and must not be taken for it.
+func TestProducerDoesNotReuseTheSequenceOfARefusedRequest(t *testing.T) {
+	for name, code := range map[string]*kerr.Error{
+		"no longer the leader": kerr.NotLeaderForPartition, "no word": kerr.UnknownServerError, "a failing disk": kerr.KafkaStorageError,
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, kafkatest.StartFake(t), "arrow", 1)
+			write := func(ctx context.Context, n int) error { return f.Write(ctx, 0, record(t, rows(n, "id")...)) }
+			if err := write(f.ctx, 1); err != nil {
+				t.Fatal(err)
+			}
+			var sent *kmsg.ProduceRequest
+			f.Cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+				sent = r.(*kmsg.ProduceRequest)
+				return refuse(sent, code), nil, true
+			})
+			f.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: 1})
+			ctx, cancel := context.WithTimeout(f.ctx, 250*time.Millisecond)
+			defer cancel()
+			if err := write(ctx, 2); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("error %v, want that the time is over", err)
+			}
+			// The new leader has it.
+			topics, err := f.Admin().ListTopics(f.ctx, f.scores)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent.Topics[0].TopicID = topics[f.scores].ID
+			answer, err := f.Client().Broker(0).Request(f.ctx, sent)
+			if err != nil || answer.(*kmsg.ProduceResponse).Topics[0].Partitions[0].ErrorCode != 0 {
+				t.Fatalf("%v, %+v", err, answer)
+			}
+			if err := write(f.ctx, 9); err != nil {
+				t.Fatal(err)
+			}
+			var got []int64
+			for _, r := range f.ReadAll(f.scores) {
+				in, err := ipc.NewReader(bytes.NewReader(r.Value))
+				if err != nil || !in.Next() {
+					t.Fatal(err)
+				}
+				got = append(got, in.Record().NumRows())
+				in.Release()
+			}
+			if fmt.Sprint(got) != "[1 2 9]" {
+				t.Errorf("messages of %v rows, want 1, 2 and 9", got)
+			}
+		})
+	}
+}
+
+// refuse answers a produce request with an error.
+func refuse(request *kmsg.ProduceRequest, code *kerr.Error) *kmsg.ProduceResponse {
+	response := request.ResponseKind().(*kmsg.ProduceResponse)
+	partition := kmsg.NewProduceResponseTopicPartition()
+	partition.Partition, partition.ErrorCode = request.Topics[0].Partitions[0].Partition, code.Code
+	topic := kmsg.NewProduceResponseTopic()
+	topic.Topic, topic.Partitions = request.Topics[0].Topic, append(topic.Partitions, partition)
+	response.Topics = append(response.Topics, topic)
+	return response
+}
+
 func TestProducerGivesUpOnlyWithItsContext(t *testing.T) {
 	f := newFixture(t, kafkatest.StartFake(t), "json", 1)
 	f.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: 3})
@@ -435,8 +545,12 @@ func TestProducerGivesUpOnlyWithItsContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	ascends(t, offsetsOf(t, f.ReadAll(f.scores)), 2)
-	f.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: 1})
-	if err := f.Write(f.ctx, 0, record(t, rows(1, "")...)); !errors.Is(err, kafka.TopicAuthorizationFailed) || !strings.Contains(err.Error(), f.scores) {
-		t.Errorf("error %v", err)
+	for code, want := range map[*kerr.Error]kafka.Error{
+		kerr.TopicAuthorizationFailed: kafka.TopicAuthorizationFailed, kerr.InvalidRecord: kafka.InvalidRecord, kerr.PolicyViolation: kafka.PolicyViolation,
+	} {
+		f.Cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: code, Count: 1})
+		if err := f.Write(f.ctx, 0, record(t, rows(1, "")...)); !errors.Is(err, want) || !strings.Contains(err.Error(), f.scores) {
+			t.Errorf("error %v", err)
+		}
 	}
 }

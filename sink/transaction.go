@@ -306,3 +306,10 @@ func passing(err error) bool {
 	code, ok := errors.AsType[kafka.Error](err)
 	return !ok || code == kafka.ConcurrentTransactions || code.Temporary()
 }
+
+// unanswered says that a call may have been carried out for all its error, now
+// or later: the broker did not answer, or does not say.
+func unanswered(err error) bool {
+	code, ok := errors.AsType[kafka.Error](err)
+	return !ok || code == kafka.RequestTimedOut || code == kafka.NotEnoughReplicasAfterAppend
+}
