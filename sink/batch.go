@@ -3,7 +3,6 @@ package sink
 import (
 	"encoding/binary"
 	"hash/crc32"
-	"time"
 )
 
 // A message is one record to be published.
@@ -49,11 +48,14 @@ func appendRecord(dst []byte, i int, m *message) []byte {
 	return dst
 }
 
-// finishBatch fills in the header of a batch of n records, uncompressed, with the
-// numbers by which a broker knows a batch that it has already.
-func finishBatch(batch []byte, n int, now time.Time, producer int64, epoch int16, sequence int32, transactional bool) {
+// noTimestamp stands for none.
+const noTimestamp = -1
+
+// finishBatch fills in the header of a batch of n records, uncompressed, with their
+// timestamp in ms, and with the numbers by which a broker knows a batch that it has already.
+func finishBatch(batch []byte, n int, timestamp, producer int64, epoch int16, sequence int32, transactional bool) {
 	be := binary.BigEndian
-	at := uint64(now.UnixMilli())
+	at := uint64(timestamp)
 	be.PutUint64(batch, 0) // base offset: the broker's
 	be.PutUint32(batch[8:], uint32(len(batch)-12))
 	be.PutUint32(batch[12:], 0xffffffff)

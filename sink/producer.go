@@ -47,6 +47,10 @@ const maxRequest = 900 << 10
 // produceTimeout bounds one attempt.
 const produceTimeout = 30 * time.Second
 
+// undatedTime is how long a partition's messages have no timestamp after the broker
+// refused one. Kafka 4 takes none that is an hour ahead of its own clock.
+const undatedTime = time.Minute
+
 const firstPause, lastPause = 100 * time.Millisecond, 5 * time.Second
 
 // A Producer publishes synchronously: what it returned nil for is acknowledged
@@ -85,6 +89,8 @@ type writer struct {
 	row     []byte       // key and value of one message
 	request []byte       // with one batch
 	batch   int          // where that begins
+
+	undated time.Time // since when messages have no timestamp; zero: they have one
 }
 
 // A target is an output partition.
@@ -390,8 +396,15 @@ func (w *writer) produce(ctx context.Context, to target, n int) error {
 			return err
 		}
 	}
+	if time.Since(w.undated) > undatedTime {
+		w.undated = time.Time{}
+	}
 	sequence := w.next[to]
-	finishBatch(w.request[w.batch:], n, time.Now(), w.id, w.epoch, sequence, w.transactional())
+	timestamp := time.Now().UnixMilli()
+	if !w.undated.IsZero() {
+		timestamp = noTimestamp
+	}
+	finishBatch(w.request[w.batch:], n, timestamp, w.id, w.epoch, sequence, w.transactional())
 	finishProduce(w.request, w.batch, to.partition)
 	ctx, cancel := context.WithTimeout(ctx, produceTimeout)
 	defer cancel()
@@ -409,6 +422,10 @@ func (w *writer) produce(ctx context.Context, to target, n int) error {
 		code == kafka.InvalidProducerEpoch || code == kafka.InvalidProducerIDMapping ||
 		code == kafka.InvalidTransactionState || code == kafka.ProducerFenced:
 		w.id = -1 // the broker has forgotten us, or the topic was made anew, or another owns the partition
+	case code == kafka.InvalidTimestamp && w.undated.IsZero():
+		w.log.Warn("published without timestamps, since the broker takes none of this machine's clock: set the clock", "topic", to.topic, "partition", to.partition)
+		w.undated = time.Now()
+		return w.produce(ctx, to, n)
 	case code == kafka.InvalidRecord:
 		return fmt.Errorf("if the topic is compacted, %s: %w", noCompaction, code)
 	}

@@ -408,6 +408,32 @@ func TestProducerTriesAgain(t *testing.T) {
 	}
 }
 
+// A broker that takes no timestamp of this machine's clock is given none.
+func TestProducerWithAWrongClock(t *testing.T) {
+	f := newFixture(t, kafkatest.StartFake(t), "json", 1)
+	f.Cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		f.Cluster.KeepControl()
+		request := r.(*kmsg.ProduceRequest)
+		var batch kmsg.RecordBatch
+		if err := batch.ReadFrom(request.Topics[0].Partitions[0].Records); err != nil {
+			t.Error(err)
+		}
+		if batch.FirstTimestamp >= 0 || batch.MaxTimestamp >= 0 {
+			return refuse(request, kerr.InvalidTimestamp), nil, true
+		}
+		return nil, nil, false
+	})
+	for i := range 3 {
+		if err := f.Write(f.ctx, 0, record(t, rows(9, "id")[3*i:3*i+3]...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ascends(t, offsetsOf(t, f.ReadAll(f.scores)), 9)
+	if n := f.metric("oodmon_sink_errors_total", "scores"); n != 0 {
+		t.Errorf("%v errors are counted, want 0", n)
+	}
+}
+
 // The acknowledgement may be lost with its connection, and the connection
 // before the request.
 func TestProducerSurvivesLostConnections(t *testing.T) {
