@@ -33,7 +33,7 @@ type worker struct {
 	driftBatch drift.Batch
 }
 
-func (m *Monitor) newWorker(int) consumer.Handler {
+func (m *Monitor) newWorker() consumer.Handler {
 	dim := m.live.Load().model.Dim() // every model that is taken in has it
 	builder, err := featurizer.NewBuilder(featurizer.Config{
 		Dim: dim, Codec: m.cfg.Input.Codec, MaxMessageBytes: m.cfg.Input.MaxMessageBytes,
@@ -235,7 +235,7 @@ func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log
 	}, conn, reg, log)
 }
 
-func newConsumer(cfg *Config, conn *kafkaconn.Client, producer *sink.Producer, newHandler func(int) consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
+func newConsumer(cfg *Config, conn *kafkaconn.Client, producer *sink.Producer, newHandler func() consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
 	var fence func(context.Context, int) error
 	var release func(context.Context, int, string) error
 	if cfg.Output.Delivery == exactlyOnce {

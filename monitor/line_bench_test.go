@@ -115,7 +115,7 @@ func newBenchLine(t testing.TB, dim, classes int, change func(*Config)) consumer
 	if m.sink, err = newSink(cfg, m.conn, series, log); err != nil {
 		t.Fatal(err)
 	}
-	return m.newWorker(0)
+	return m.newWorker()
 }
 
 // benchBatch returns a batch of n records that differ by their seed; with vectors > 0,
