@@ -125,7 +125,6 @@ func (w *worker) confirm() error {
 		w.confirmed = true
 		return nil
 	}
-	w.claimed = false // it is asked again
 	_, end, err := w.offsets(w.running)
 	if err != nil {
 		return err
@@ -138,6 +137,7 @@ func (w *worker) confirm() error {
 		was = strconv.FormatInt(known, 10)
 	}
 	if since := w.doubtedFor(); known <= end && since < w.forgetful {
+		w.claimed = false // it is asked again
 		return fmt.Errorf("the offset of %s[%d] in group %s was %s, and its coordinator now says %s: asking again for %v",
 			w.topic, w.partition, w.cfg.Group, was, told, (w.forgetful - since).Round(time.Second))
 	}
@@ -147,6 +147,6 @@ func (w *worker) confirm() error {
 		w.log.Error("nothing is committed for a partition that another member had: starting at its first record, since the topic may have been made again")
 	}
 	w.believe()
-	w.claimed, w.confirmed = true, true
+	w.confirmed = true
 	return nil
 }

@@ -37,7 +37,7 @@ const (
 type Consumer struct {
 	cfg        Config
 	conn       *kafkaconn.Client
-	newHandler func(partition int) Handler
+	newHandler func() Handler
 	metrics    *metrics
 	log        *slog.Logger
 	budget     *budget
@@ -70,7 +70,7 @@ type progress struct {
 }
 
 // New checks the configuration. It doesn't connect.
-func New(cfg Config, conn *kafkaconn.Client, newHandler func(partition int) Handler, reg prometheus.Registerer, log *slog.Logger) (*Consumer, error) {
+func New(cfg Config, conn *kafkaconn.Client, newHandler func() Handler, reg prometheus.Registerer, log *slog.Logger) (*Consumer, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("consumer: %w", err)
 	}
@@ -441,7 +441,7 @@ func (c *Consumer) work(ctx, g context.Context, generation *kafka.Generation, co
 	if a.Offset >= 0 {
 		w.at.Set(float64(a.Offset))
 	}
-	err := w.run(c.newHandler(a.ID))
+	err := w.run(c.newHandler())
 	// What was handled is committed, even when the partition has been taken
 	// away: the group refuses it where another member has it already.
 	_ = w.commit() // logged, and what was handled comes again

@@ -102,7 +102,7 @@ func (f *fixture) logged() string {
 func (f *fixture) start() (c *Consumer, stop func() error) {
 	f.t.Helper()
 	f.reg = prometheus.NewRegistry()
-	c, err := New(f.cfg, f.conn, func(int) Handler { return f }, f.reg, slog.New(slog.NewTextHandler(f, nil)))
+	c, err := New(f.cfg, f.conn, func() Handler { return f }, f.reg, slog.New(slog.NewTextHandler(f, nil)))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -451,7 +451,7 @@ func testOutOfRange(t *testing.T, broker *kafkatest.Broker) {
 		f.cfg.OutOfRange = "fail"
 		f.produce(0, numbers("v", 20)...)
 		f.commit(1000)
-		c, err := New(f.cfg, f.conn, func(int) Handler { return f }, f.reg, slog.New(slog.DiscardHandler))
+		c, err := New(f.cfg, f.conn, func() Handler { return f }, f.reg, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -33,7 +33,7 @@ type worker struct {
 	driftBatch drift.Batch
 }
 
-func (m *Monitor) newHandler(int) consumer.Handler { return m.newWorker() }
+func (m *Monitor) newHandler() consumer.Handler { return m.newWorker() }
 
 func (m *Monitor) newWorker() *worker {
 	dim := m.live.Load().model.Dim() // every model that is taken in has it
@@ -245,7 +245,7 @@ func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log
 	}, conn, reg, log)
 }
 
-func newConsumer(cfg *Config, conn *kafkaconn.Client, producer *sink.Producer, newHandler func(int) consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
+func newConsumer(cfg *Config, conn *kafkaconn.Client, producer *sink.Producer, newHandler func() consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
 	var fence func(context.Context, int) error
 	var release func(context.Context, int, string) error
 	if cfg.Output.Delivery == exactlyOnce {

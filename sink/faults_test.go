@@ -38,7 +38,7 @@ func TestEveryOffsetHasItsResultWhenTheBrokerIsKilled(t *testing.T) {
 		c, err := consumer.New(consumer.Config{
 			Topic: "in", Group: "relay", Start: "earliest", OutOfRange: "fail", MaxRecords: 50, MaxBytes: 1 << 20,
 			MaxWait: 50 * time.Millisecond, MaxMessageBytes: 1 << 20, SessionTimeout: 6 * time.Second,
-		}, f.conn, func(int) consumer.Handler { return relay{t, f.Producer} }, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		}, f.conn, func() consumer.Handler { return relay{t, f.Producer} }, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -161,7 +161,7 @@ func relayExactlyOnce(t *testing.T, f *fixture, partitions, each int, disturb fu
 		c, err := consumer.New(consumer.Config{
 			Topic: "in", Group: f.scores, Start: "earliest", OutOfRange: "fail", MaxRecords: 50, MaxBytes: 1 << 20,
 			MaxWait: 50 * time.Millisecond, MaxMessageBytes: 1 << 20, SessionTimeout: 6 * time.Second, Fence: p.Fence, Release: p.Release,
-		}, f.conn, func(int) consumer.Handler { return relay }, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		}, f.conn, func() consumer.Handler { return relay }, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

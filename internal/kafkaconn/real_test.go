@@ -182,7 +182,7 @@ func isToldWhatToAllow(t *testing.T, broker *kafkatest.Broker, cfg kafkaconn.Con
 	var log lockedBuffer
 	c, err := consumer.New(consumer.Config{
 		Topic: "scores", Group: "watchers", Start: "earliest", OutOfRange: "fail", MaxRecords: 10, MaxBytes: 1 << 20, MaxWait: 100 * time.Millisecond, MaxMessageBytes: 1 << 20,
-	}, conn, func(int) consumer.Handler { return nobody{} }, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&log, nil)))
+	}, conn, func() consumer.Handler { return nobody{} }, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
