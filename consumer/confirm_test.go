@@ -12,6 +12,7 @@ import (
 	"github.com/oodmon/oodmon/internal/kafkatest"
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -268,7 +269,7 @@ func TestPartitionWithoutLeaderEndsNoGeneration(t *testing.T) {
 // first record. One that another member of the first generation has not yet begun is not.
 func TestLatestBeginsAtTheFirstRecordOfAddedPartitionsAlone(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, kafkatest.StartFake(t), 2)
+	f := newFixture(t, kafkatest.Start(t), 2)
 	f.cfg.Start = "latest"
 	f.produce(1, "old")
 	f.commit(0) // of partition 0, as another member
@@ -281,8 +282,10 @@ func TestLatestBeginsAtTheFirstRecordOfAddedPartitionsAlone(t *testing.T) {
 	if err = errors.Join(err, answer.Error()); err != nil {
 		t.Fatal(err)
 	}
-	f.Connect() // the client before knows two partitions
-	f.produce(2, "added")
+	kafkatest.Eventually(t, patience, func() error {
+		f.Client().ForceMetadataRefresh() // it knows two partitions
+		return f.Client().ProduceSync(t.Context(), &kgo.Record{Topic: f.cfg.Topic, Partition: 2, Value: []byte("added")}).FirstErr()
+	})
 	f.start()
 	f.received("added")
 	f.times(map[string]int{"old": 0, "added": 1})
