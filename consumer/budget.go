@@ -15,10 +15,11 @@ const (
 	ofResponse  = iota // a record batch that is larger than what is asked for at a time
 	ofUnfolding        // a decompressor's window, or block
 	ofRecord           // a record that is larger than what is asked for at a time, in memory
+	ofHeaders          // its headers
 	kinds
 )
 
-var kindNames = [kinds]string{"a large record batch", "decompression", "a large record"}
+var kindNames = [kinds]string{"a large record batch", "decompression", "a large record", "many headers"}
 
 const (
 	// defaultBudget is how much there is of each kind where the process has no memory

@@ -349,8 +349,8 @@ func TestManyHeadersTakeTheirShare(t *testing.T) {
 		r.maxMessage = 4 << 20
 		batches := 0
 		if err := r.fetch(t.Context(), func(b *Batch, _ int64) error {
-			if batches++; len(b.Messages) != 1 || len(b.Messages[0].Headers) != 50_000 || r.share.held[ofRecord] == 0 {
-				t.Errorf("%d messages, %d headers, a share of %d bytes", len(b.Messages), len(b.Messages[0].Headers), r.share.held[ofRecord])
+			if batches++; len(b.Messages) != 1 || len(b.Messages[0].Headers) != 50_000 || r.share.held[ofHeaders] == 0 {
+				t.Errorf("%d messages, %d headers, a share of %d bytes", len(b.Messages), len(b.Messages[0].Headers), r.share.held[ofHeaders])
 			}
 			return nil
 		}); err != nil || batches != 3 {

@@ -86,7 +86,7 @@ func (w *worker) doubt() (doubt bool, known int64) {
 	defer w.mu.Unlock()
 	known, ok := w.reached[w.partition]
 	if !ok { // another member had it, which begins with a commit
-		return w.position < 0 && w.before && w.partition < w.Consumer.known, -1
+		return w.position < 0 && w.before && w.partition < w.had, -1
 	}
 	return known > w.position, known
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/oodmon/oodmon/internal/kafkatest"
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -148,17 +147,40 @@ func TestForgottenForGood(t *testing.T) {
 // member never knew: it knows that the group has committed.
 func TestForgottenOfAnotherMember(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, kafkatest.StartFake(t), 2)
+	t.Run("of the first partitions", func(t *testing.T) { testForgottenOfAnotherMember(t, 2) })
+	t.Run("of an added one", func(t *testing.T) { testForgottenOfAnotherMember(t, 1) })
+}
+
+func testForgottenOfAnotherMember(t *testing.T, partitions int) {
+	t.Parallel()
+	f := newFixture(t, kafkatest.StartFake(t), partitions)
 	f.cfg.Start = "latest"
+	f.produce(0, "older")
 	first, _ := f.start()
-	f.committedIs(0, 0)
-	f.committedIs(1, 0)
+	f.committedIs(0, 1)
+	if partitions == 1 {
+		f.add(1)
+		f.produce(1, "old")
+		f.received("old")
+		f.committedIs(1, 1)
+		kafkatest.Eventually(t, patience, func() error {
+			first.mu.Lock()
+			defer first.mu.Unlock()
+			if first.had != 2 {
+				return errors.New("the first member has not looked at what the group has")
+			}
+			return nil
+		})
+	} else {
+		f.committedIs(1, 0)
+	}
+	f.connect("z") // the members get partitions in the order of their client ids
 	_, stop := f.start()
 	kafkatest.Eventually(t, patience, func() error {
 		first.mu.Lock()
 		defer first.mu.Unlock()
-		if n := len(first.reached); n != 1 {
-			return fmt.Errorf("the first member knows of %d partitions, want 1", n)
+		if _, ok := first.reached[1]; ok {
+			return errors.New("the first member has partition 1 still")
 		}
 		return nil
 	})
@@ -173,6 +195,28 @@ func TestForgottenOfAnotherMember(t *testing.T) {
 	c.on.Store(false)
 	f.received("a", "b")
 	f.times(map[string]int{"a": 1, "b": 1})
+}
+
+// add adds partitions to the topic, of which some have a record.
+func (f *fixture) add(n int) {
+	f.t.Helper()
+	details, err := f.Admin().ListTopics(f.t.Context(), f.cfg.Topic)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	answer, err := f.Admin().CreatePartitions(f.t.Context(), n, f.cfg.Topic)
+	if err = errors.Join(err, answer.Error()); err != nil {
+		f.t.Fatal(err)
+	}
+	n += len(details[f.cfg.Topic].Partitions)
+	kafkatest.Eventually(f.t, patience, func() error {
+		f.Client().ForceMetadataRefresh() // it knows those of before
+		leader, _, err := f.Client().PartitionLeader(f.cfg.Topic, int32(n-1))
+		if err == nil && leader < 0 {
+			err = fmt.Errorf("partition %d has no leader", n-1)
+		}
+		return err
+	})
 }
 
 // offline makes the partitions of a topic that a function names have no leader.
@@ -278,14 +322,9 @@ func TestLatestBeginsAtTheFirstRecordOfAddedPartitionsAlone(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	answer, err := f.Admin().CreatePartitions(t.Context(), 1, f.cfg.Topic)
-	if err = errors.Join(err, answer.Error()); err != nil {
-		t.Fatal(err)
-	}
-	kafkatest.Eventually(t, patience, func() error {
-		f.Client().ForceMetadataRefresh() // it knows two partitions
-		return f.Client().ProduceSync(t.Context(), &kgo.Record{Topic: f.cfg.Topic, Partition: 2, Value: []byte("added")}).FirstErr()
-	})
+	f.add(2)
+	f.commitOf(3, 0) // by another member, before the other one
+	f.produce(2, "added")
 	f.start()
 	f.received("added")
 	f.times(map[string]int{"old": 0, "added": 1})

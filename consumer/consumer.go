@@ -47,6 +47,7 @@ type Consumer struct {
 	since      time.Time // when that last changed
 	partitions map[int]*progress
 	left       map[int]*progress // of partitions that were given up while records waited
+	lastMove   time.Time         // of any partition
 	fatal      error
 	refused    error // why the group was not joined, while it is not
 
@@ -56,6 +57,7 @@ type Consumer struct {
 	doubted   map[int]time.Time
 	remade    map[int]bool
 	known     int  // partitions of the topic when the group began; notCounted: not known yet
+	had       int  // partitions that its members have had
 	settled   bool // the group has committed something
 	before    bool // it had when this generation began
 	forgetful time.Duration
@@ -66,7 +68,7 @@ type progress struct {
 	position, end, written int64     // as a reader's
 	moved                  time.Time // when the position last moved, or nothing waited
 	err                    error     // of the last attempt, or nil
-	queued                 time.Time // since when it waits for memory that other partitions hold; zero: it does not
+	queued                 bool      // it waits for memory that other partitions hold
 }
 
 // New checks the configuration. It doesn't connect.
@@ -241,6 +243,11 @@ func (c *Consumer) watchAssignments(ctx context.Context) {
 			return // a worker has told why
 		}
 		assigned, have, err := c.assignments(ctx)
+		if err == nil && assigned == have {
+			c.mu.Lock()
+			c.had = have
+			c.mu.Unlock()
+		}
 		if err != nil || assigned == have {
 			differed = false // what fails is told by those who read
 			continue
@@ -248,7 +255,7 @@ func (c *Consumer) watchAssignments(ctx context.Context) {
 		if differed { // a cached answer would not twice
 			if have == 0 { // all partitions of the one that comes are new
 				c.mu.Lock()
-				c.known = 0
+				c.known, c.had = 0, 0
 				c.mu.Unlock()
 			}
 			c.log.Info("the topic has other partitions than the group has assigned; joining again", "topic", c.cfg.Topic, "partitions", have, "assigned", assigned)
@@ -290,8 +297,9 @@ func (c *Consumer) assignments(ctx context.Context) (assigned, have int, err err
 const notCounted = math.MaxInt
 
 // count finds how many partitions the topic had when the group began: with its first
-// generation, all. Later the group's offsets tell, since partitions are added after the
-// last, and each has an offset once it was read.
+// generation, all. Later the group's offsets tell: from the first without one on they
+// may have been added, and are read from their first record, also one that had no leader
+// since the group began.
 func (c *Consumer) count(ctx context.Context, generation int) error {
 	c.mu.Lock()
 	counted := c.known != notCounted
@@ -318,15 +326,15 @@ func (c *Consumer) count(ctx context.Context, generation int) error {
 		if err != nil {
 			return err
 		}
-		for i, offset := range offsets {
-			if offset >= 0 {
-				known = i + 1
+		if slices.Max(offsets) >= 0 {
+			if first := slices.Index(offsets, -1); first >= 0 {
+				known = first
 			}
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.known = known
+	c.known, c.had = known, len(all)
 	return nil
 }
 
@@ -715,22 +723,27 @@ func (c *Consumer) moved(p *progress, position, end, written int64) {
 	defer c.mu.Unlock()
 	if position != p.position || position >= end {
 		p.moved = time.Now()
+		c.lastMove = p.moved
 		c.metrics.lastProgress.SetToCurrentTime()
 	}
 	p.position, p.end, p.written, p.err = position, end, written, nil
 }
 
-// waitsForMemory leaves the time of the wait out of a stall: those who hold the memory
-// move, or theirs is one.
+// waitsForMemory keeps a wait for memory from counting as a stall, as long as another
+// partition moves.
 func (c *Consumer) waitsForMemory(p *progress, waits bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if waits {
-		p.queued = time.Now()
-		return
+	p.moved = c.movedLast(p)
+	p.queued = waits
+}
+
+// movedLast returns when a partition moved, or where it waits for memory any did.
+func (c *Consumer) movedLast(p *progress) time.Time {
+	if p.queued && c.lastMove.After(p.moved) {
+		return c.lastMove
 	}
-	p.moved = p.moved.Add(time.Since(p.queued))
-	p.queued = time.Time{}
+	return p.moved
 }
 
 func (w *worker) failed(operation string, err error) {
@@ -776,8 +789,8 @@ func (c *Consumer) Healthy(maxStall time.Duration) error {
 	}
 	var all []error
 	for partition, p := range c.partitions {
-		if p.queued.IsZero() && (p.position < p.end || p.err != nil) && now.Sub(p.moved) > maxStall {
-			err := fmt.Errorf("%s[%d] stands at offset %d of %d since %s", c.cfg.Topic, partition, p.position, p.end, p.moved.UTC().Format(time.RFC3339))
+		if moved := c.movedLast(p); (p.position < p.end || p.err != nil) && now.Sub(moved) > maxStall {
+			err := fmt.Errorf("%s[%d] stands at offset %d of %d since %s", c.cfg.Topic, partition, p.position, p.end, moved.UTC().Format(time.RFC3339))
 			all = append(all, because(err, p.err))
 		}
 	}

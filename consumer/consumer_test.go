@@ -53,19 +53,27 @@ func newFixture(t *testing.T, broker *kafkatest.Broker, partitions int, settings
 	t.Helper()
 	name := notInTopics.ReplaceAllString(t.Name(), "-")
 	broker.CreateTopic(name, partitions, settings...)
-	conn, err := kafkaconn.New(kafkaconn.Config{Brokers: []string{broker.Address}, ClientID: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	return &fixture{
-		Broker: broker, t: t, conn: conn, reg: prometheus.NewRegistry(), log: &bytes.Buffer{},
+	f := &fixture{
+		Broker: broker, t: t, reg: prometheus.NewRegistry(), log: &bytes.Buffer{},
 		got: make(map[int][]int64), values: make(map[string]int),
 		cfg: Config{
 			Topic: name, Group: name, Start: "earliest", OutOfRange: "earliest", MaxRecords: 100, MaxBytes: 1 << 20,
 			MaxWait: 100 * time.Millisecond, MaxMessageBytes: 1 << 20, SessionTimeout: 6 * time.Second, DrainTimeout: 10 * time.Second,
 		},
 	}
+	f.connect("test")
+	return f
+}
+
+// connect gives members that are started from now on a client of their own.
+func (f *fixture) connect(clientID string) {
+	f.t.Helper()
+	conn, err := kafkaconn.New(kafkaconn.Config{Brokers: []string{f.Address}, ClientID: clientID})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(conn.Close)
+	f.conn = conn
 }
 
 // Handle records a batch.
@@ -408,12 +416,14 @@ func testGap(t *testing.T, broker *kafkatest.Broker) {
 }
 
 // commit commits an offset of partition 0 as the group.
-func (f *fixture) commit(offset int64) {
+func (f *fixture) commit(offset int64) { f.t.Helper(); f.commitOf(0, offset) }
+
+func (f *fixture) commitOf(partition int32, offset int64) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	offsets := make(kadm.Offsets)
-	offsets.AddOffset(f.cfg.Topic, 0, offset, -1)
+	offsets.AddOffset(f.cfg.Topic, partition, offset, -1)
 	kafkatest.Eventually(f.t, patience, func() error { return f.Admin().CommitAllOffsets(ctx, f.cfg.Group, offsets) })
 }
 

@@ -112,7 +112,7 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 		}
 		r.batch.Messages = append(r.batch.Messages, m)
 		r.records += 1 + m.More
-		if r.size += size; len(r.batch.Messages) >= r.maxRecords || r.size >= r.maxBytes || r.share.held[ofRecord] > 0 {
+		if r.size += size; len(r.batch.Messages) >= r.maxRecords || r.size >= r.maxBytes || slices.Max(r.share.held[ofRecord:]) > 0 {
 			return flush()
 		}
 		return nil

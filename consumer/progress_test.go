@@ -72,23 +72,29 @@ func TestHealthyFailsAcrossGenerations(t *testing.T) {
 	check("when another member has it", "")
 }
 
-// A partition that waits for memory which others hold does not stand: they do, if anyone.
+// A partition that waits for memory which others hold does not stand while one of them
+// moves.
 func TestHealthyWhileMemoryIsWaitedFor(t *testing.T) {
 	c := &Consumer{cfg: Config{Topic: "t"}, metrics: newMetrics(prometheus.NewRegistry()), partitions: map[int]*progress{}, left: map[int]*progress{}}
 	c.setMember(true)
-	p := c.enter(3)
+	p, other := c.enter(3), c.enter(4)
 	c.waiting(p, 100, 110, 110)
 	c.waitsForMemory(p, true)
-	p.moved, p.queued = p.moved.Add(-time.Hour), p.queued.Add(-time.Hour+30*time.Second)
+	p.moved = p.moved.Add(-time.Hour)
+	c.moved(other, 7, 9, 9)
 	if err := c.Healthy(time.Minute); err != nil {
 		t.Errorf("while it waits: %v", err)
 	}
 	c.waitsForMemory(p, false)
 	if err := c.Healthy(time.Minute); err != nil {
-		t.Errorf("half a minute beside the wait: %v", err)
+		t.Errorf("after the wait: %v", err)
 	}
-	if err := c.Healthy(20 * time.Second); err == nil {
-		t.Error("the half minute before the wait is forgotten")
+	for _, waits := range []bool{true, false} {
+		c.waitsForMemory(p, waits)
+		p.moved, c.lastMove = p.moved.Add(-time.Hour), c.lastMove.Add(-time.Hour)
+		if err := c.Healthy(time.Minute); err == nil || !strings.Contains(err.Error(), "t[3] stands at offset 100 of 110") {
+			t.Errorf("nobody moves, and it waits: %v: %v", waits, err)
+		}
 	}
 }
 

@@ -66,7 +66,7 @@ type decoder struct {
 	// bytes that it holds.
 	take func(m Message, size int) error
 	// hold takes a share of the budget for what is more than ordinary, and giveBack ends
-	// that; nil: there is no bound. take has the messages handled, where a share ofRecord
+	// that; nil: there is no bound. take has the messages handled, where a share ofRecord or ofHeaders
 	// is held.
 	hold     func(kind int, n int64) error
 	giveBack func(kind int)
@@ -421,13 +421,12 @@ func (d *decoder) share(kind int, n int64) error {
 }
 
 // room returns memory for n bytes of a record. What is large is not taken from the
-// arena, which lasts. The share is for all that a record may take, its headers too: it
-// is taken once.
+// arena, which lasts.
 func (d *decoder) room(n int) ([]byte, error) {
 	if !d.large(n) {
 		return d.arena.take(n), nil
 	}
-	if err := d.share(ofRecord, 2*int64(d.maxMessage)); err != nil {
+	if err := d.share(ofRecord, int64(n)); err != nil {
 		return nil, err
 	}
 	return make([]byte, n), nil
@@ -438,7 +437,7 @@ func (d *decoder) roomForHeaders(n int) ([]Header, error) {
 	if !d.large(n * headerMemory) {
 		return d.arena.takeHeaders(n), nil
 	}
-	if err := d.share(ofRecord, 2*int64(d.maxMessage)); err != nil {
+	if err := d.share(ofHeaders, int64(n*headerMemory)); err != nil {
 		return nil, err
 	}
 	return make([]Header, n), nil

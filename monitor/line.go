@@ -98,11 +98,7 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	}
 	start = m.metrics.stage(stageScore, start)
 
-	if err := m.sink.Write(ctx, b.Partition, results); err != nil {
-		return fmt.Errorf("publish the scores of %s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
-	}
-	start = m.metrics.stage(stagePublish, start)
-
+	// Dead letters go first: what refuses them for good has not all scores sent again.
 	deadLettered := int64(0)
 	if len(rejects) > 0 {
 		deadLettered = w.address(b, rejects)
@@ -111,6 +107,10 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 		}
 		start = m.metrics.stage(stageDeadLetter, start)
 	}
+	if err := m.sink.Write(ctx, b.Partition, results); err != nil {
+		return fmt.Errorf("publish the scores of %s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
+	}
+	start = m.metrics.stage(stagePublish, start)
 	if c := b.Claim; c != nil { // exactly once
 		if err := m.sink.Commit(ctx, sink.Offset{
 			Topic: b.Topic, Partition: b.Partition, Offset: c.Offset, Group: c.Group, Generation: c.Generation, Member: c.Member,

@@ -130,6 +130,9 @@ func (p *Producer) Check(ctx context.Context) error {
 		return nil
 	}
 	for _, topic := range answer.Resources {
+		if topic.Error != nil {
+			p.log.Debug("the cleanup policy of an output topic is not known", "topic", topic.ResourceName, "error", topic.Error)
+		}
 		for _, entry := range topic.ConfigEntries {
 			if entry.ConfigName == "cleanup.policy" && strings.Contains(entry.ConfigValue, "compact") {
 				return fmt.Errorf("kafka topic %s is compacted: %s", topic.ResourceName, noCompaction)

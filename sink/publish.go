@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"time"
 
 	"github.com/oodmon/oodmon/internal/kafkaconn"
 	"github.com/segmentio/kafka-go"
@@ -14,9 +15,13 @@ import (
 // of any transaction. It tries again until all in-sync replicas have it, what no
 // attempt can mend has happened, or ctx is done. It may be there twice.
 func Publish(ctx context.Context, conn *kafkaconn.Client, topic string, key, value []byte) error {
-	pause := firstPause
+	pause, at := firstPause, time.Time{}
 	for {
-		err := publishOnce(ctx, conn, topic, key, value)
+		err := publishOnce(ctx, conn, topic, at, key, value)
+		if errors.Is(err, kafka.InvalidTimestamp) && at.IsZero() { // of this machine's clock
+			at = time.UnixMilli(noTimestamp)
+			err = publishOnce(ctx, conn, topic, at, key, value)
+		}
 		if err == nil {
 			return nil
 		}
@@ -31,7 +36,8 @@ func Publish(ctx context.Context, conn *kafkaconn.Client, topic string, key, val
 	}
 }
 
-func publishOnce(ctx context.Context, conn *kafkaconn.Client, topic string, key, value []byte) error {
+// publishOnce makes one attempt; the zero time is now.
+func publishOnce(ctx context.Context, conn *kafkaconn.Client, topic string, at time.Time, key, value []byte) error {
 	meta, err := conn.Kafka.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
 	if err != nil {
 		return err
@@ -43,7 +49,7 @@ func publishOnce(ctx context.Context, conn *kafkaconn.Client, topic string, key,
 	_, _ = h.Write(key) // it never fails
 	answer, err := conn.Kafka.Produce(ctx, &kafka.ProduceRequest{
 		Topic: topic, Partition: int(h.Sum32() % uint32(len(meta.Topics[0].Partitions))), RequiredAcks: kafka.RequireAll,
-		Records: kafka.NewRecordReader(kafka.Record{Key: kafka.NewBytes(key), Value: kafka.NewBytes(value), Headers: jsonHeaders}),
+		Records: kafka.NewRecordReader(kafka.Record{Time: at, Key: kafka.NewBytes(key), Value: kafka.NewBytes(value), Headers: jsonHeaders}),
 	})
 	if err != nil {
 		return err
