@@ -394,7 +394,7 @@ func TestExactlyOnceThroughErrors(t *testing.T) {
 // has. Brokers that verify what is written let nobody make one; this one doesn't.
 func TestReleaseWritesALostMarker(t *testing.T) {
 	kafkatest.NeedReal(t)
-	f := newFixture(t, kafkatest.StartReal(t, 1, kafkatest.FreePorts(t, 2), "transaction.partition.verification.enable=false"), "json", 1)
+	f := newFixture(t, kafkatest.StartReal(t, 1, kafkatest.FreePorts(t), "transaction.partition.verification.enable=false"), "json", 1)
 	for name, c := range map[string]struct {
 		committed bool
 		offset    int64 // of the group, after Release

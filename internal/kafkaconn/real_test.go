@@ -43,7 +43,7 @@ func TestRealKafkaLetsIn(t *testing.T) {
 	expired.NotAfter = time.Now().Add(-time.Minute)
 	cert, key = ours.Issue(t, expired)
 	settings = append(settings, ours.SecuredListener(t, "EXPIRED", cert, key)...)
-	port := kafkatest.FreePorts(t, 4)
+	port := kafkatest.FreePorts(t)
 	broker := kafkatest.StartReal(t, 1, port, settings...)
 	broker.CreateTopic("embeddings", 2)
 	broker.CreateTopic("secret", 1)

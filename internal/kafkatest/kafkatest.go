@@ -55,10 +55,10 @@ func Start(t testing.TB, options ...kfake.Opt) *Broker {
 	t.Helper()
 	b := &Broker{t: t}
 	if Real() && len(options) == 0 {
-		return StartReal(t, 1, FreePorts(t, 2))
+		return StartReal(t, 1, FreePorts(t))
 	} else {
 		b.fake = append([]kfake.Opt{
-			kfake.NumBrokers(1), kfake.Ports(FreePorts(t, 2)), kfake.DataDir(filepath.Join(t.TempDir(), "kfake")), kfake.SyncWrites(),
+			kfake.NumBrokers(1), kfake.Ports(FreePorts(t)), kfake.DataDir(filepath.Join(t.TempDir(), "kfake")), kfake.SyncWrites(),
 			kfake.GroupMinSessionTimeout(time.Second),
 		}, options...)
 		b.startFake()
@@ -194,24 +194,33 @@ func (b *Broker) startFake() {
 // Client returns the client that the other methods use.
 func (b *Broker) Client() *kgo.Client { return b.client }
 
-// FreePorts returns the first of n free neighbouring ports, below those that the
-// system gives to outgoing connections: until a broker takes them, these stay
-// free.
-func FreePorts(t testing.TB, n int) int {
+// FreePorts returns the first of seven free neighbouring ports, below those that the
+// system gives to outgoing connections. They are the test's until it ends: the eighth
+// is held for them.
+func FreePorts(t testing.TB) int {
 	t.Helper()
+	const block = 8
+	listen := func(port int) (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port)) }
 	for range 100 {
-		port, free := 5000+rand.IntN(7000-n), true
-		for next := port; free && next < port+n; next++ {
-			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(next))
+		port := 5000 + block*rand.IntN(7000/block)
+		guard, err := listen(port + block - 1)
+		if err != nil {
+			continue
+		}
+		free := true
+		for next := port; free && next < port+block-1; next++ {
+			l, err := listen(next)
 			if free = err == nil; free {
 				_ = l.Close()
 			}
 		}
 		if free {
+			t.Cleanup(func() { _ = guard.Close() })
 			return port
 		}
+		_ = guard.Close()
 	}
-	t.Fatalf("no %d neighbouring ports are free", n)
+	t.Fatal("no neighbouring ports are free")
 	return 0
 }
 
