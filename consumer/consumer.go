@@ -234,8 +234,8 @@ func (c *Consumer) serve(ctx context.Context, overdue <-chan struct{}, generatio
 // watchAssignments returns when ctx is done, when a worker doubts what the
 // coordinator has told, or when the group has assigned more or fewer partitions than
 // the topic has: some were added, or the topic was deleted, or made again. kafka-go's
-// own watch compares the topic with itself,
-// and never sees what changed between the assignment and its first look.
+// own watch compares the topic with itself, and never sees what changed between the
+// assignment and its first look.
 func (c *Consumer) watchAssignments(ctx context.Context) {
 	differed := false
 	for kafkaconn.Sleep(ctx, watchInterval) == nil {
@@ -243,13 +243,15 @@ func (c *Consumer) watchAssignments(ctx context.Context) {
 			return // a worker has told why
 		}
 		assigned, have, err := c.assignments(ctx)
-		if err == nil && assigned == have {
+		if err != nil {
+			differed = false // what fails is told by those who read
+			continue
+		}
+		if assigned == have {
 			c.mu.Lock()
 			c.had = have
 			c.mu.Unlock()
-		}
-		if err != nil || assigned == have {
-			differed = false // what fails is told by those who read
+			differed = false
 			continue
 		}
 		if differed { // a cached answer would not twice

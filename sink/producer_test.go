@@ -408,17 +408,22 @@ func TestProducerTriesAgain(t *testing.T) {
 	}
 }
 
+// batchOf returns the record batch of a request that has one.
+func batchOf(t *testing.T, request *kmsg.ProduceRequest) (batch kmsg.RecordBatch) {
+	t.Helper()
+	if err := batch.ReadFrom(request.Topics[0].Partitions[0].Records); err != nil {
+		t.Error(err)
+	}
+	return batch
+}
+
 // A broker that takes no timestamp of this machine's clock is given none.
 func TestProducerWithAWrongClock(t *testing.T) {
 	f := newFixture(t, kafkatest.StartFake(t), "json", 1)
 	f.Cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		f.Cluster.KeepControl()
 		request := r.(*kmsg.ProduceRequest)
-		var batch kmsg.RecordBatch
-		if err := batch.ReadFrom(request.Topics[0].Partitions[0].Records); err != nil {
-			t.Error(err)
-		}
-		if batch.FirstTimestamp >= 0 || batch.MaxTimestamp >= 0 {
+		if batch := batchOf(t, request); batch.FirstTimestamp >= 0 || batch.MaxTimestamp >= 0 {
 			return refuse(request, kerr.InvalidTimestamp), nil, true
 		}
 		return nil, nil, false
@@ -467,10 +472,7 @@ func TestProducerDoesNotReuseTheSequenceOfALostRequest(t *testing.T) {
 	f.Cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		f.Cluster.KeepControl()
 		request := r.(*kmsg.ProduceRequest)
-		var batch kmsg.RecordBatch
-		if err := batch.ReadFrom(request.Topics[0].Partitions[0].Records); err != nil {
-			t.Error(err)
-		}
+		batch := batchOf(t, request)
 		all = append(all, sent{batch.ProducerID, batch.FirstSequence})
 		switch len(all) {
 		case 2: // appended, and the answer is lost
