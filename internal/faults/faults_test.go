@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,7 +66,7 @@ var groups = []group{
 		{"disk of the drift state full, then not", fullState},
 		{"retention passes the committed offset", retention},
 		{"200 ms delay of everything", delay},
-		{"connection closed at 1 % of the requests", resets},
+		{"connection reset at 1 % of the requests", resets},
 		{"connections cut", cutConnections},
 		{"acknowledgements lost", loseAcknowledgements},
 		{"slow sink: 400 ms an acknowledgement", slowSink},
@@ -381,8 +382,33 @@ func delay(tr *trial) int {
 	return 1
 }
 
+// resets makes toxiproxy reset what the wire closes: it does so with every connection
+// that begins while it has a toxic that resets, though that is told to leave all alone.
 func resets(tr *trial) int {
+	remove := tr.toxic(tr.t, "reset_peer", 0, `{"timeout": 0}`)
+	defer remove()
+	tr.cut(tr.t, 0) // those of before
+	for _, p := range tr.network {
+		if err := errorOfClosed(p.Listen); !errors.Is(err, syscall.ECONNRESET) {
+			tr.t.Errorf("a connection to %s was closed with %v, want a reset", p.Name, err)
+		}
+	}
 	return tr.cutAt(10*time.Second, 100, func(f frame) bool { return !f.answer })
+}
+
+// errorOfClosed returns what reading says of a connection that the wire behind an
+// address closes, for it has sent no request of Kafka's.
+func errorOfClosed(address string) error {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte{0, 0, 0, 1, 0}); err != nil {
+		return err
+	}
+	_, err = conn.Read(make([]byte, 1))
+	return err
 }
 
 // slowSink delays the produce requests alone. What is fetched meanwhile waits at

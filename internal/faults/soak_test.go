@@ -35,7 +35,7 @@ func TestSoak(t *testing.T) {
 	kinds := []fault{
 		{"acknowledgements lost", loseAcknowledgements},
 		{"connections cut", cutConnections},
-		{"connections closed", resets},
+		{"connections reset", resets},
 		{"slow sink", slowSink},
 		{"delay", delay},
 		{"another member killed", func(tr *trial) int {
