@@ -188,6 +188,7 @@ func testForgottenOfAnotherMember(t *testing.T, partitions int) {
 			stop = nil
 		}
 	}
+	f.joining(2) // what the group has had is known still
 	c := forget(f, func(int32) int64 { return -1 })
 	c.throwOut.Store(false)
 	if err := stop(); err != nil {
@@ -199,6 +200,30 @@ func testForgottenOfAnotherMember(t *testing.T, partitions int) {
 	c.on.Store(false)
 	f.received("a", "b")
 	f.times(map[string]int{"a": 1, "b": 1})
+}
+
+// joining makes the coordinator say n times that the group's members are joining.
+func (f *fixture) joining(n int64) {
+	f.t.Helper()
+	var said atomic.Int64
+	f.Cluster.ControlKey(int16(kmsg.DescribeGroups), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		f.Cluster.KeepControl()
+		if said.Load() == n {
+			return nil, nil, false
+		}
+		said.Add(1)
+		answer := request.ResponseKind().(*kmsg.DescribeGroupsResponse)
+		group := kmsg.NewDescribeGroupsResponseGroup()
+		group.Group, group.State = f.cfg.Group, "PreparingRebalance"
+		answer.Groups = append(answer.Groups, group)
+		return answer, nil, true
+	})
+	kafkatest.Eventually(f.t, patience, func() error {
+		if got := said.Load(); got < n {
+			return fmt.Errorf("the group was described %d times, want %d", got, n)
+		}
+		return nil
+	})
 }
 
 // has waits until a consumer has n partitions, and returns which.

@@ -128,7 +128,10 @@ func (c *Consumer) Run(ctx context.Context) error {
 			// rebalance is an answer, and the membership stays.
 			if len(brokers) > 1 && !errors.Is(err, kafka.RebalanceInProgress) {
 				brokers = append(brokers[1:], brokers[0])
-				_ = group.Close() // it was not joined
+				_ = group.Close() // it was not joined; nor does it wait any more before the next attempt
+				if kafkaconn.Sleep(ctx, joinBackoff) != nil {
+					break
+				}
 				if group, err = c.join(connected, brokers); err != nil {
 					return err
 				}
@@ -277,7 +280,7 @@ func (c *Consumer) assignments(ctx context.Context) (assigned, have int, err err
 		return 0, 0, err
 	}
 	if len(groups.Groups) != 1 || groups.Groups[0].Error != nil || groups.Groups[0].GroupState != "Stable" {
-		return 0, 0, nil // it is joining
+		return 0, 0, errors.New("the group is joining, or its coordinator does not know it")
 	}
 	for _, member := range groups.Groups[0].Members {
 		for _, topic := range member.MemberAssignments.Topics {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -966,6 +967,44 @@ func TestConsumerPassesOverABrokerThatDoesNotAnswer(t *testing.T) {
 	f.start()
 	f.produce(0, "a", "b")
 	f.received("a", "b")
+}
+
+// Where no broker lets anyone join, attempts wait for one another.
+func TestConsumerWaitsBeforeItJoinsAgain(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, kafkatest.StartFake(t), 1)
+	var attempts atomic.Int64
+	var brokers []string
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		brokers = append(brokers, l.Addr().String())
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				attempts.Add(1)
+				_ = conn.Close()
+			}
+		}()
+	}
+	conn, err := kafkaconn.New(kafkaconn.Config{Brokers: brokers, ClientID: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	f.conn = conn
+	f.start()
+	time.Sleep(3 * joinBackoff)
+	// Each attempt looks for the coordinator at one broker after the other.
+	if n := attempts.Load(); n == 0 || n > 50 {
+		t.Errorf("%d connections in %v, want one or two a second", n, 3*joinBackoff)
+	}
 }
 
 // A topic that is deleted and made again while the consumer runs is read from its

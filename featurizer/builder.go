@@ -152,8 +152,9 @@ func (b *Builder) fits(n int) bool {
 //
 // The id of a record is its own, else that of IDHeader, else the key as text,
 // else empty. The segment is its own, else that of SegmentHeader, else with
-// SegmentFromKey the key. The time is its own, else the message's. A key or header that is not UTF-8 is written in hexadecimal, and
-// what is longer than 256 bytes is cut: it is copied into every row.
+// SegmentFromKey the key. The time is its own, else the message's. A key or header
+// that is not UTF-8 is written in hexadecimal, and what is longer than 256 bytes is cut:
+// it is copied into every row.
 //
 // The codec auto goes by the content type: application/octet-stream is raw, of
 // float32 unless its parameter dtype is float16 or bfloat16; application/json is
@@ -162,9 +163,7 @@ func (b *Builder) fits(n int) bool {
 // and begins with { or [ is JSON; any other is raw.
 func (b *Builder) Append(m Message) {
 	if b.taken {
-		b.columns.truncate(0)
-		b.rejects = b.rejects[:0]
-		b.taken = false
+		b.Reset()
 	}
 	start, firstReject := b.columns.len(), len(b.rejects)
 	if err := b.decode(&m); err != nil {
@@ -181,14 +180,21 @@ func (b *Builder) Append(m Message) {
 // while no dimension is known.
 func (b *Builder) Take() (arrow.Record, []Reject) {
 	if b.taken {
-		b.columns.truncate(0)
-		b.rejects = b.rejects[:0]
+		b.Reset()
 	}
 	b.taken = true
 	if b.cfg.Dim == 0 {
 		return nil, b.rejects
 	}
 	return b.columns.record(), b.rejects
+}
+
+// Reset drops the rows and rejects that Append or Take left, and holds on to no
+// message that they came from. What Take returned is not valid any more.
+func (b *Builder) Reset() {
+	b.columns.truncate(0)
+	clear(b.rejects)
+	b.rejects, b.taken = b.rejects[:0], false
 }
 
 // A decodeError is a rejection of what is being decoded.

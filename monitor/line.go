@@ -65,6 +65,7 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 		// Of large messages a few at a time are in hand: what they take is not kept.
 		w = m.newWorker()
 	}
+	defer w.forget()
 	now := m.live.Load() // one model for the whole batch
 	first := b.Messages[0].Offset
 
@@ -127,6 +128,14 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 	return nil
 }
 
+// forget holds on to no message of the batch: they may lie in a large response.
+func (w *worker) forget() {
+	w.builder.Reset()
+	clear(w.letters)
+	w.letters = w.letters[:0]
+	w.driftBatch.Embedding = nil
+}
+
 // withoutDirection returns a reject for each row that has no score.
 func withoutDirection(rec arrow.Record, scores *scorer.Scores) ([]featurizer.Reject, error) {
 	var all []featurizer.Reject
@@ -169,7 +178,6 @@ func (w *worker) address(b *consumer.Batch, rejects []featurizer.Reject) (record
 	slices.SortFunc(rejects, func(a, b featurizer.Reject) int {
 		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Row, b.Row))
 	})
-	w.letters = w.letters[:0]
 	at := 0
 	for _, r := range rejects {
 		for b.Messages[at].Offset != r.Offset {

@@ -9,10 +9,12 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/oodmon/oodmon/consumer"
 	"github.com/oodmon/oodmon/drift"
@@ -184,6 +186,36 @@ func TestLineAllocatesPerBatch(t *testing.T) {
 		if more := many - few; more > 64 {
 			t.Errorf("%s: %g allocations for a batch of 256 records, %g for 2048", format, few, many)
 		}
+	}
+}
+
+// The line holds on to no message that it has handled: the last one of a partition
+// may lie in a large response.
+func TestLineForgetsMessages(t *testing.T) {
+	for name, test := range map[string]struct {
+		codec string
+		value func() []byte
+	}{
+		"dead-lettered":        {"raw", func() []byte { return make([]byte, 1001) }},
+		"scored where it lies": {"arrow", func() []byte { return arrowStream(t, make([]float32, 16), make([]float32, 16), make([]float32, 16)) }},
+	} {
+		line := newBenchLine(t, 16, 4, func(cfg *Config) {
+			cfg.Input.Codec, cfg.Drift.Incidents.IncludeEmbedding = test.codec, true
+			cfg.DeadLetter.Topic = output // the acknowledger has no other
+		})
+		handle := func() weak.Pointer[byte] {
+			value := test.value()
+			if err := line.Handle(t.Context(), &consumer.Batch{Topic: input, Messages: []consumer.Message{{Value: value}}}); err != nil {
+				t.Fatal(err)
+			}
+			return weak.Make(&value[0])
+		}
+		value := handle()
+		runtime.GC()
+		if value.Value() != nil {
+			t.Errorf("%s: the message is held still", name)
+		}
+		runtime.KeepAlive(line)
 	}
 }
 

@@ -44,6 +44,10 @@ type Header = kafka.Header
 // a broker's max.message.bytes, which bounds the whole.
 const maxRequest = 900 << 10
 
+// mostKept is how much memory a buffer keeps for the next batch: no ordinary one takes
+// more.
+const mostKept = 4 << 20
+
 // produceTimeout bounds one attempt.
 const produceTimeout = 30 * time.Second
 
@@ -80,10 +84,12 @@ type writer struct {
 	epoch int16
 	next  map[target]int32 // sequence numbers
 	tx    transaction
-	// committed says that the transaction before the last Fence was, and taken who
-	// we have been since.
+	// committed says that the transaction before the last Fence was, last who had the
+	// transactional id when that was seen, and releasing that Release has begun one
+	// that says so again.
 	committed bool
-	taken     owner
+	last      owner
+	releasing bool
 
 	stream  bytes.Buffer // with the format arrow
 	row     []byte       // key and value of one message
@@ -167,6 +173,7 @@ func (p *Producer) Write(ctx context.Context, partition int, rec arrow.Record) e
 	}
 	w := p.writer(partition)
 	defer w.mu.Unlock()
+	defer w.trim()
 	if p.cfg.Format == "arrow" {
 		return w.writeArrow(ctx, rec)
 	}
@@ -226,6 +233,7 @@ func (w *writer) writeArrow(ctx context.Context, rec arrow.Record) error {
 func (p *Producer) DeadLetter(ctx context.Context, partition int, letters []Letter) error {
 	w := p.writer(partition)
 	defer w.mu.Unlock()
+	defer w.trim()
 	all := make([]letter, len(letters))
 	for i := range letters {
 		all[i] = letter{Letter: &letters[i], keep: len(letters[i].Value)}
@@ -243,6 +251,20 @@ func (p *Producer) DeadLetter(ctx context.Context, partition int, letters []Lett
 		p.metrics.count(l)
 	}
 	return nil
+}
+
+// trim gives back what large messages have taken: there may be many partitions, and
+// one that is idle would keep it.
+func (w *writer) trim() {
+	if w.stream.Cap() > mostKept {
+		w.stream = bytes.Buffer{}
+	}
+	if cap(w.row) > mostKept {
+		w.row = nil
+	}
+	if cap(w.request) > mostKept {
+		w.request = nil
+	}
 }
 
 // limit returns how many bytes a request to a topic may have.
@@ -290,9 +312,6 @@ func (w *writer) publish(ctx context.Context, kind, topic string, n int, at func
 // returns how many these are, and their size.
 func (w *writer) fill(topic string, n int, at func(i int) message) (count, size int) {
 	limit := w.limit(topic)
-	if cap(w.request) > 2*limit { // that of a large message
-		w.request = nil
-	}
 	w.request = appendProduce(w.request[:0], w.conn.ClientID, w.transactionalID(), produceTimeout, topic)
 	w.batch = len(w.request) - batchHeader
 	for count < n {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -406,6 +407,34 @@ func TestProducerTriesAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What large messages took is given back, also where nothing comes after them.
+func TestProducerKeepsNothingOfLargeMessages(t *testing.T) {
+	f := newFixture(t, kafkatest.StartFake(t), "arrow", 1)
+	large := strings.Repeat("x", 2*mostKept)
+	result := record(t, testRow{id: large, score: 1, segment: "de"})
+	before := heap()
+	for partition := range 4 {
+		if err := f.Write(f.ctx, partition, result); !errors.Is(err, kafka.MessageSizeTooLarge) {
+			t.Fatalf("a result of %d bytes: %v, want that it is too large", len(large), err)
+		}
+		letter := Letter{Topic: "in", Partition: int32(partition), Value: []byte(large), Reason: "bad_json", Err: errors.New("broken")}
+		if err := f.DeadLetter(f.ctx, partition, []Letter{letter}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if kept := int64(heap()) - int64(before); kept > 3*mostKept {
+		t.Errorf("%d MB are kept of large messages in 4 partitions", kept>>20)
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }
 
 // batchOf returns the record batch of a request that has one.

@@ -81,7 +81,7 @@ func (w *writer) fence(ctx context.Context) error {
 			return err
 		}
 		w.id, w.epoch, w.next = int64(answer.Producer.ProducerID), int16(answer.Producer.ProducerEpoch), make(map[target]int32)
-		w.taken = owner{w.id, w.epoch}
+		w.last, w.releasing = owner{w.id, w.epoch}, false
 		return nil
 	})
 }
@@ -109,15 +109,26 @@ func (w *writer) lookUp(ctx context.Context) error {
 	if code := kafka.Error(described.errorCode); code != 0 && passing(code) {
 		return fmt.Errorf("ask for the last transaction: %w", code)
 	}
-	switch described.state { // none: an id that is new, or else taking over tells
-	case "Empty":
-		// Taken over since: by us, and what was seen then holds, or by another.
-		w.committed = w.committed && described.owner == w.taken
-	case "PrepareCommit", "CompleteCommit":
+	switch {
+	case described.state == "Empty":
+		// Taken over since, and nothing else. What was seen before that holds if it was so
+		// once only: by us, whether its answer came or not, or by another who has begun
+		// nothing. Else he may have had a transaction of his own.
+		once := owner{w.last.id, w.last.epoch + 1}
+		w.committed = w.committed && (described.owner == w.last || described.owner == once)
+	case described.state == "PrepareCommit", described.state == "CompleteCommit":
 		w.committed = true
-	default: // one that is open is aborted by who takes over
+	case described.state == "Ongoing" && w.releasing && described.owner == w.last:
+		// What Release has begun. To take over would abort it.
+		if err := w.endAs(ctx, w.last, w.committed); err != nil {
+			return fmt.Errorf("end the transaction that releases an offset: %w", err)
+		}
+	default:
+		// One that is open is aborted by who takes over. Of none a coordinator tells where
+		// the id is new, or else taking over tells.
 		w.committed = false
 	}
+	w.last = described.owner
 	return nil
 }
 
@@ -137,10 +148,12 @@ func (p *Producer) Release(ctx context.Context, partition int, group string) err
 		return errNotFenced
 	}
 	w.log.Warn("the group holds back the offset of a transaction that has ended: a marker is missing; writing it again", "partition", partition, "committed", w.committed)
+	w.releasing = true
 	if err := w.endAgain(ctx, group); err != nil {
 		w.id = -1
 		return fmt.Errorf("release the offset of partition %d in group %s: %w", partition, group, err)
 	}
+	w.releasing = false
 	return nil
 }
 
@@ -233,14 +246,19 @@ func (w *writer) addOffsets(ctx context.Context, group string) error {
 // end commits the transaction, or aborts it.
 func (w *writer) end(ctx context.Context, commit bool) error {
 	return w.call(ctx, "end the transaction", kafkaconn.Access{}, func() error {
-		answer, err := w.conn.Kafka.EndTxn(ctx, &kafka.EndTxnRequest{
-			TransactionalID: w.transactionalID(), ProducerID: int(w.id), ProducerEpoch: int(w.epoch), Committed: commit,
-		})
-		if err != nil {
-			return err
-		}
-		return answer.Error
+		return w.endAs(ctx, owner{w.id, w.epoch}, commit)
 	})
+}
+
+// endAs makes one attempt to end the transaction of an owner.
+func (w *writer) endAs(ctx context.Context, as owner, commit bool) error {
+	answer, err := w.conn.Kafka.EndTxn(ctx, &kafka.EndTxnRequest{
+		TransactionalID: w.transactionalID(), ProducerID: int(as.id), ProducerEpoch: int(as.epoch), Committed: commit,
+	})
+	if err != nil {
+		return err
+	}
+	return answer.Error
 }
 
 // include adds an output partition to the transaction, where it isn't in it.

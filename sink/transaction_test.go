@@ -7,7 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -16,6 +18,8 @@ import (
 	"github.com/oodmon/oodmon/internal/kafkatest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol/endtxn"
+	"github.com/segmentio/kafka-go/protocol/initproducerid"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -389,6 +393,33 @@ func TestExactlyOnceThroughErrors(t *testing.T) {
 	}
 }
 
+// lossy is a network that loses an answer once.
+type lossy struct {
+	kafka.RoundTripper
+	mu    sync.Mutex
+	loses func(kafka.Request) bool
+}
+
+func (l *lossy) lose(loses func(kafka.Request) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.loses = loses
+}
+
+func (l *lossy) RoundTrip(ctx context.Context, addr net.Addr, r kafka.Request) (kafka.Response, error) {
+	l.mu.Lock()
+	lost := l.loses != nil && l.loses(r)
+	if lost {
+		l.loses = nil
+	}
+	l.mu.Unlock()
+	answer, err := l.RoundTripper.RoundTrip(ctx, addr, r)
+	if lost {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return answer, err
+}
+
 // A transaction without its marker, in the group's offsets and in the topic of
 // the results, holds both back for ever, until Release ends it as its coordinator
 // has. Brokers that verify what is written let nobody make one; this one doesn't.
@@ -396,17 +427,20 @@ func TestReleaseWritesALostMarker(t *testing.T) {
 	kafkatest.NeedReal(t)
 	f := newFixture(t, kafkatest.StartReal(t, 1, kafkatest.FreePorts(t), "transaction.partition.verification.enable=false"), "json", 1)
 	for name, c := range map[string]struct {
-		committed bool
-		offset    int64 // of the group, after Release
-		results   string
+		committed, interrupted bool
+		offset                 int64 // of the group, after Release
+		results                string
 	}{
-		"committed": {true, 7, "before lost after"},
-		"aborted":   {false, -1, "after"},
+		"committed":              {true, false, 7, "before lost after"},
+		"aborted":                {false, false, -1, "after"},
+		"committed, interrupted": {true, true, 7, "before lost after"},
+		"aborted, interrupted":   {false, true, -1, "after"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := *f
-			f.t, f.scores = t, "scores-"+name
-			in, group := "in-"+name, "group-"+name
+			id := strings.ReplaceAll(name, ", ", "-")
+			f.t, f.scores = t, "scores-"+id
+			in, group := "in-"+id, "group-"+id
 			f.CreateTopic(in, 1)
 			f.CreateTopic(f.scores, 1)
 			kafkatest.Eventually(t, time.Minute, func() error { return f.conn.Check(f.ctx, f.scores) })
@@ -454,7 +488,14 @@ func TestReleaseWritesALostMarker(t *testing.T) {
 			if err := next.Release(f.ctx, 0, group); !errors.Is(err, errNotFenced) {
 				t.Errorf("released before Fence: %v", err)
 			}
-			for range 2 { // the second one is told less by the coordinator
+			network := &lossy{RoundTripper: f.conn.Kafka.Transport}
+			conn := *f.conn
+			conn.Kafka = &kafka.Client{Addr: f.conn.Kafka.Addr, Transport: network}
+			next.conn = &conn
+			// The second one is told less by the coordinator, and so is the repetition of the
+			// first, whose answer is lost.
+			for range 2 {
+				network.lose(func(r kafka.Request) bool { _, ok := r.(*initproducerid.Request); return ok })
 				if err := next.Fence(f.ctx, 0); err != nil {
 					t.Fatal(err)
 				}
@@ -462,7 +503,22 @@ func TestReleaseWritesALostMarker(t *testing.T) {
 			if _, err := f.stable(group, in); !errors.Is(err, kerr.UnstableOffsetCommit) {
 				t.Fatalf("the transaction holds nothing back: %v", err)
 			}
-			if err := errors.Join(next.Release(f.ctx, 0, group), next.Fence(f.ctx, 0)); err != nil {
+			if c.interrupted {
+				ctx, cancel := context.WithCancel(f.ctx)
+				network.lose(func(r kafka.Request) bool {
+					_, ok := r.(*endtxn.Request)
+					if ok {
+						cancel()
+					}
+					return ok
+				})
+				if err := next.Release(ctx, 0, group); !errors.Is(err, context.Canceled) {
+					t.Fatalf("Release was interrupted: %v", err)
+				}
+			} else if err := next.Release(f.ctx, 0, group); err != nil {
+				t.Fatal(err)
+			}
+			if err := next.Fence(f.ctx, 0); err != nil {
 				t.Fatal(err)
 			}
 			kafkatest.Eventually(t, 20*time.Second, func() error {
