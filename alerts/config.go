@@ -3,8 +3,9 @@ package alerts
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"time"
+
+	"github.com/oodmon/oodmon/internal/webhook"
 )
 
 // fastestBurn is the burn rate of the fastest alert on the OOD rate: this many
@@ -70,19 +71,9 @@ func (c Config) Validate() error {
 	wholeSeconds("evaluate.interval", c.Evaluate.Interval, time.Second)
 	require(c.Evaluate.WebhookURL == "" || c.Evaluate.WebhookURLFile == "", "alerts.evaluate: webhook_url and webhook_url_file exclude each other")
 	if c.Evaluate.WebhookURL != "" {
-		if err := validWebhook(c.Evaluate.WebhookURL); err != nil {
+		if err := webhook.Check(c.Evaluate.WebhookURL); err != nil {
 			all = append(all, fmt.Errorf("alerts.evaluate.webhook_url: %w", err))
 		}
 	}
 	return errors.Join(all...)
-}
-
-// validWebhook says what is wrong with a URL, without repeating it: it may
-// hold a token.
-func validWebhook(raw string) error {
-	u, err := url.Parse(raw)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return errors.New("want http:// or https://, a host, and a path")
-	}
-	return nil
 }

@@ -1,28 +1,21 @@
 package alerts
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
-	"net/http"
-	"net/url"
-	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/oodmon/oodmon/internal/webhook"
 	"github.com/prometheus/common/model"
 )
 
 const (
-	postTimeout = 10 * time.Second
 	// A post that failed is tried again after firstRetry, then after twice
 	// that, and so on up to lastRetry.
 	firstRetry = time.Second
@@ -36,8 +29,7 @@ const (
 // It does no more than that: no routes, silences, inhibition or repetition. Who
 // wants those runs Alertmanager.
 type Webhook struct {
-	url     string
-	client  *http.Client
+	cfg     EvaluateConfig
 	log     *slog.Logger
 	metrics *Metrics
 
@@ -46,26 +38,29 @@ type Webhook struct {
 	woken   chan struct{}
 }
 
-// NewWebhook returns nil if the configuration names no URL.
+// NewWebhook returns nil if the configuration names no address.
 func NewWebhook(cfg EvaluateConfig, m *Metrics, log *slog.Logger) (*Webhook, error) {
-	address := cfg.WebhookURL
-	if cfg.WebhookURLFile != "" {
-		text, err := os.ReadFile(cfg.WebhookURLFile)
-		if err != nil {
-			return nil, fmt.Errorf("alerts.evaluate.webhook_url_file: %w", err)
-		}
-		address = strings.TrimSpace(string(text))
-		if err := validWebhook(address); err != nil {
-			return nil, fmt.Errorf("alerts.evaluate.webhook_url_file %s: %w", cfg.WebhookURLFile, err)
-		}
-	}
-	if address == "" {
+	if cfg.WebhookURL == "" && cfg.WebhookURLFile == "" {
 		return nil, nil
 	}
-	return &Webhook{
-		url: address, client: &http.Client{Timeout: postTimeout}, log: log, metrics: m,
-		waiting: map[string]Alert{}, woken: make(chan struct{}, 1),
-	}, nil
+	w := &Webhook{cfg: cfg, log: log, metrics: m, waiting: map[string]Alert{}, woken: make(chan struct{}, 1)}
+	if _, err := w.address(); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// address returns where to post. It reads the file anew each time: a token in it may be
+// renewed.
+func (w *Webhook) address() (string, error) {
+	if w.cfg.WebhookURLFile == "" {
+		return w.cfg.WebhookURL, nil
+	}
+	address, err := webhook.Read(w.cfg.WebhookURLFile)
+	if err != nil {
+		return "", fmt.Errorf("alerts.evaluate.webhook_url_file: %w", err)
+	}
+	return address, nil
 }
 
 // Notify takes alerts to be posted. It does not wait. A nil Webhook takes and
@@ -98,7 +93,7 @@ func (w *Webhook) Run(ctx context.Context, source string) {
 	for {
 		select {
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), postTimeout)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), webhook.Timeout)
 			defer cancel()
 			_ = w.post(last, source) // logged and counted
 			return
@@ -198,26 +193,11 @@ func common(all, b map[string]string) map[string]string {
 }
 
 func (w *Webhook) send(ctx context.Context, body []byte) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, bytes.NewReader(body))
+	address, err := w.address()
 	if err != nil {
-		return errors.New("post alerts: the URL is not valid")
+		return err
 	}
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("User-Agent", "oodmon")
-	answer, err := w.client.Do(request)
-	if err != nil {
-		// The URL may hold a token: the cause is told without it.
-		if wrapped, ok := errors.AsType[*url.Error](err); ok {
-			err = wrapped.Err
-		}
-		return fmt.Errorf("post alerts to %s: %w", request.URL.Host, err)
-	}
-	defer answer.Body.Close()
-	said, _ := io.ReadAll(io.LimitReader(answer.Body, 200)) // it helps, but is not needed
-	if answer.StatusCode/100 != 2 {
-		return fmt.Errorf("post alerts to %s: %s: %s", request.URL.Host, answer.Status, strings.TrimSpace(string(said)))
-	}
-	return nil
+	return webhook.Post(ctx, address, body)
 }
 
 // fingerprint identifies a label set as Alertmanager does.

@@ -3,10 +3,9 @@ package drift
 import (
 	"errors"
 	"fmt"
-	"net/url"
-	"os"
-	"strings"
 	"time"
+
+	"github.com/oodmon/oodmon/internal/webhook"
 )
 
 // A Config is the section `drift` of oodmon.yml.
@@ -110,14 +109,10 @@ func (c *Config) Validate() error {
 	hook := c.RetrainWebhook
 	check(hook.URL == "" || hook.URLFile == "", "retrain_webhook: url and url_file are both set; choose one")
 	if hook.URL != "" {
-		check(isHTTP(hook.URL), "retrain_webhook.url: want an http or https address with a host") // it may hold a token: it is not repeated
+		err := webhook.Check(hook.URL)
+		check(err == nil, "retrain_webhook.url: %w", err)
 	}
 	return errors.Join(all...)
-}
-
-func isHTTP(address string) bool {
-	u, err := url.Parse(address)
-	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
 }
 
 // Address returns where to post, or "". It reads URLFile anew each time.
@@ -125,13 +120,9 @@ func (c *WebhookConfig) Address() (string, error) {
 	if c.URLFile == "" {
 		return c.URL, nil
 	}
-	text, err := os.ReadFile(c.URLFile)
+	address, err := webhook.Read(c.URLFile)
 	if err != nil {
 		return "", fmt.Errorf("drift.retrain_webhook.url_file: %w", err)
-	}
-	address := strings.TrimSpace(string(text))
-	if !isHTTP(address) { // it may hold a token: not shown
-		return "", fmt.Errorf("drift.retrain_webhook.url_file: %s holds no http or https address", c.URLFile)
 	}
 	return address, nil
 }

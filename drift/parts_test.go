@@ -393,7 +393,7 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.SnapshotInterval = 0 }, "drift.snapshot_interval: 0s must be positive"},
 		{func(c *Config) { c.Incidents.Keep = 0 }, "drift.incidents.keep: 0 must be positive"},
 		{func(c *Config) { c.Incidents.Samples = 2000 }, "drift.incidents.samples: 2000 must be between 0 and 1000"},
-		{func(c *Config) { c.RetrainWebhook.URL = "ftp://x/secret" }, `drift.retrain_webhook.url: want an http or https address with a host`},
+		{func(c *Config) { c.RetrainWebhook.URL = "ftp://x/secret" }, `drift.retrain_webhook.url: want http:// or https://, a host, and a path`},
 		{func(c *Config) { c.RetrainWebhook = WebhookConfig{"http://x", "y"} }, "drift.retrain_webhook: url and url_file are both set; choose one"},
 	} {
 		c := DefaultConfig()

@@ -361,10 +361,6 @@ func TestRetrainWebhook(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("the webhook was not called")
 	}
-	server.Close()
-	if err := post(t.Context(), server.URL+"/?token=secret", nil); err == nil || strings.Contains(err.Error(), "secret") {
-		t.Errorf("got %v; the address must not be in it", err)
-	}
 }
 
 // What waits when the process is told to end is handed on all the same.

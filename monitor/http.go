@@ -130,7 +130,7 @@ func serve(listeners []net.Listener, cfg WebConfig, handler http.Handler, stop f
 	s := &server{done: make(chan error, len(listeners))}
 	flags := &web.FlagConfig{WebConfigFile: &cfg.ConfigFile}
 	for _, l := range listeners {
-		one := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+		one := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 		s.http = append(s.http, one)
 		go func() {
 			err := web.Serve(l, one, flags, log)

@@ -1,14 +1,11 @@
 package monitor
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +16,7 @@ import (
 	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/internal/atomicfile"
 	"github.com/oodmon/oodmon/internal/kafkaconn"
+	"github.com/oodmon/oodmon/internal/webhook"
 	"github.com/oodmon/oodmon/sink"
 )
 
@@ -37,7 +35,6 @@ const (
 	// waitingIncidents is how many may wait to be published, where the brokers or
 	// the webhook are away, before the newest are only logged and kept as files.
 	waitingIncidents  = 64
-	webhookTimeout    = 10 * time.Second
 	webhookAttempts   = 10
 	firstWebhookPause = time.Second
 	lastWebhookPause  = 5 * time.Minute
@@ -89,7 +86,7 @@ func prepareIncidents(dir string) error {
 	if dir == "" {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("drift.incidents.dir: %w", err)
 	}
 	probe, err := os.CreateTemp(dir, ".oodmon-*")
@@ -108,11 +105,11 @@ func keepIncident(dir string, keep int, incident *Incident) error {
 	if err != nil {
 		return fmt.Errorf("encode incident: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("drift.incidents.dir: %w", err)
 	}
 	path := filepath.Join(dir, incident.ID+incidentSuffix)
-	if err := atomicfile.Write(path, append(text, '\n'), 0o644); err != nil {
+	if err := atomicfile.Write(path, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write incident: %w", err)
 	}
 	names, err := incidentFiles(dir)
@@ -231,7 +228,7 @@ func (m *Monitor) callWebhook(ctx context.Context, i *Incident) {
 	}
 	pause := firstWebhookPause
 	for attempt := 1; ; attempt++ {
-		if err = post(ctx, address, text); err == nil {
+		if err = webhook.Post(ctx, address, text); err == nil {
 			m.log.Info("webhook for retraining called", "incident", i.ID)
 			return
 		}
@@ -242,34 +239,4 @@ func (m *Monitor) callWebhook(ctx context.Context, i *Incident) {
 		}
 		pause = min(lastWebhookPause, 4*pause)
 	}
-}
-
-func post(ctx context.Context, address string, body []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, webhookTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(body))
-	if err != nil {
-		return withoutAddress(err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("User-Agent", "oodmon")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return withoutAddress(err)
-	}
-	defer resp.Body.Close()
-	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10) // so that the connection is used again
-	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("the answer is %s", resp.Status)
-	}
-	return nil
-}
-
-// withoutAddress leaves out the address, which may hold a token.
-func withoutAddress(err error) error {
-	var at interface{ Unwrap() error }
-	if errors.As(err, &at) && at.Unwrap() != nil {
-		return at.Unwrap()
-	}
-	return err
 }

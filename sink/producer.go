@@ -132,12 +132,12 @@ func (p *Producer) Check(ctx context.Context) error {
 	}
 	answer, err := p.conn.Kafka.DescribeConfigs(ctx, request)
 	if err != nil {
-		p.log.Debug("the cleanup policies of the output topics are not known", "error", err)
+		p.log.Warn("the cleanup policies of the output topics are not known: were one compacted, it would refuse what has no key", "error", err)
 		return nil
 	}
 	for _, topic := range answer.Resources {
 		if topic.Error != nil {
-			p.log.Debug("the cleanup policy of an output topic is not known", "topic", topic.ResourceName, "error", topic.Error)
+			p.log.Warn("the cleanup policy of an output topic is not known: were it compacted, it would refuse what has no key", "topic", topic.ResourceName, "error", topic.Error)
 		}
 		for _, entry := range topic.ConfigEntries {
 			if entry.ConfigName == "cleanup.policy" && strings.Contains(entry.ConfigValue, "compact") {

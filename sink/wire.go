@@ -183,17 +183,49 @@ func (r *describeRequest) RawExchange(rw io.ReadWriter) (protocol.Message, error
 	if err != nil {
 		return nil, err
 	}
-	response := request.ResponseKind().(*kmsg.DescribeTransactionsResponse)
+	return r.decode(in)
+}
+
+// decode reads as far as it needs. The rest has counts of its own: kmsg takes a
+// minute for sixty bytes that name four billion tagged fields.
+func (r *describeRequest) decode(in []byte) (*describeResponse, error) {
 	// correlation int32, no tagged fields
 	if len(in) < 5 || in[4] != 0 {
 		return nil, fmt.Errorf("the description of transactional id %s begins with % x, expected its correlation id and no tagged fields", r.id, in[:min(len(in), 5)])
 	}
-	if err := response.ReadFrom(in[5:]); err != nil {
-		return nil, fmt.Errorf("the description of transactional id %s: %w", r.id, err)
+	rest, short := in[5:], false
+	take := func(n uint64) []byte {
+		if short = short || n > uint64(len(rest)); short {
+			return make([]byte, 8) // of a number
+		}
+		taken := rest[:n]
+		rest = rest[n:]
+		return taken
 	}
-	if len(response.TransactionStates) != 1 || response.TransactionStates[0].TransactionalID != r.id {
-		return nil, fmt.Errorf("the broker described %d transactional ids, expected %s alone", len(response.TransactionStates), r.id)
+	count := func() uint64 { // of a list or a text, one more in front of it
+		n, size := binary.Uvarint(rest)
+		if size <= 0 || n == 0 {
+			short = true
+			return 0
+		}
+		rest = rest[size:]
+		return n - 1
 	}
-	state := &response.TransactionStates[0]
-	return &describeResponse{state.ErrorCode, state.State, owner{state.ProducerID, state.ProducerEpoch}}, nil
+	be := binary.BigEndian
+	take(4) // throttle_time_ms
+	if n := count(); !short && n != 1 {
+		return nil, fmt.Errorf("the broker described %d transactional ids, expected %s alone", n, r.id)
+	}
+	var got describeResponse
+	got.errorCode = int16(be.Uint16(take(2)))
+	if id := string(take(count())); !short && id != r.id {
+		return nil, fmt.Errorf("the broker described transactional id %q, expected %s", id, r.id)
+	}
+	got.state = string(take(count()))
+	take(4 + 8) // transaction_timeout_ms, transaction_start_time_ms
+	got.owner = owner{int64(be.Uint64(take(8))), int16(be.Uint16(take(2)))}
+	if short {
+		return nil, fmt.Errorf("the description of transactional id %s: %w", r.id, io.ErrUnexpectedEOF)
+	}
+	return &got, nil
 }
