@@ -66,10 +66,14 @@ func newFixture(t *testing.T, broker *kafkatest.Broker, partitions int, settings
 	return f
 }
 
-// connect gives members that are started from now on a client of their own.
-func (f *fixture) connect(clientID string) {
+// connect gives members that are started from now on a client of their own, of the
+// fixture's broker where none is named.
+func (f *fixture) connect(clientID string, brokers ...string) {
 	f.t.Helper()
-	conn, err := kafkaconn.New(kafkaconn.Config{Brokers: []string{f.Address}, ClientID: clientID})
+	if len(brokers) == 0 {
+		brokers = []string{f.Address}
+	}
+	conn, err := kafkaconn.New(kafkaconn.Config{Brokers: brokers, ClientID: clientID})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -946,63 +950,47 @@ session timeout: -1ns is negative`
 // broker is down, or a broker that hangs.
 func TestConsumerPassesOverABrokerThatDoesNotAnswer(t *testing.T) {
 	f := newFixture(t, kafkatest.StartFake(t), 1)
+	closing, _ := closesAll(t)
+	f.connect("test", closing, f.Address)
+	f.start()
+	f.produce(0, "a", "b")
+	f.received("a", "b")
+}
+
+// closesAll listens, and closes every connection at once. It returns where, and how
+// many there were.
+func closesAll(t *testing.T) (address string, connections *atomic.Int64) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
+	connections = new(atomic.Int64)
 	go func() {
 		for {
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
+			connections.Add(1)
 			_ = conn.Close()
 		}
 	}()
-	if f.conn, err = kafkaconn.New(kafkaconn.Config{Brokers: []string{l.Addr().String(), f.Address}, ClientID: "test"}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(f.conn.Close)
-	f.start()
-	f.produce(0, "a", "b")
-	f.received("a", "b")
+	return l.Addr().String(), connections
 }
 
 // Where no broker lets anyone join, attempts wait for one another.
 func TestConsumerWaitsBeforeItJoinsAgain(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, kafkatest.StartFake(t), 1)
-	var attempts atomic.Int64
-	var brokers []string
-	for range 2 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		brokers = append(brokers, l.Addr().String())
-		go func() {
-			for {
-				conn, err := l.Accept()
-				if err != nil {
-					return
-				}
-				attempts.Add(1)
-				_ = conn.Close()
-			}
-		}()
-	}
-	conn, err := kafkaconn.New(kafkaconn.Config{Brokers: brokers, ClientID: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	f.conn = conn
+	first, ofFirst := closesAll(t)
+	second, ofSecond := closesAll(t)
+	f.connect("test", first, second)
 	f.start()
 	time.Sleep(3 * joinBackoff)
 	// Each attempt looks for the coordinator at one broker after the other.
-	if n := attempts.Load(); n == 0 || n > 50 {
+	if n := ofFirst.Load() + ofSecond.Load(); n == 0 || n > 50 {
 		t.Errorf("%d connections in %v, want one or two a second", n, 3*joinBackoff)
 	}
 }
