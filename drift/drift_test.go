@@ -341,19 +341,16 @@ func TestEvidenceIsAffine(t *testing.T) {
 	const n = 4000
 	r := rand.New(rand.NewPCG(9, 9))
 	calibration := normal(r, 10000)
-	scores, bits := normal(r, n), make([]uint64, n)
-	for i := range bits {
-		bits[i] = r.Uint64()
-	}
+	scores := normal(r, n)
 	// run returns R of each bet after the records from..to, begun with `begin`.
 	run := func(detector string, from, to int, begin float64) []float64 {
 		s := simulate(calibration, setting{detector, 1e12, defaultTolerance, DefaultBlock}, 3)
 		for i := range s.b.r {
 			s.b.r[i] = begin
 		}
-		s.b.last = float64(from)
+		s.b.last, s.e.records = float64(from), int64(from)
 		for i := from; i < to; i++ {
-			s.batch(bits[i:i+1], scores[i:i+1], []int32{0}, float64(i+1))
+			s.batch(scores[i:i+1], []int32{0}, float64(i+1))
 		}
 		return s.b.r
 	}

@@ -2,8 +2,10 @@ package drift
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 	"time"
 )
@@ -64,50 +66,13 @@ type betting struct {
 
 	ranks  []ranks   // of the score, then of each projection
 	closed []float64 // sums of the features of the blocks that close in a chunk
-	groups []group   // of classes; in blocks of one record
-}
-
-// A group of classes has the e of a record of it, for the two bets of shift and the
-// two that recommend retraining, and their products in a chunk, side by side.
-type group struct{ e, product [4]float64 }
-
-// beginGroups makes the groups of classes.
-func (b *betting) beginGroups(l *layout, retrain *recursion) {
-	b.groups = make([]group, l.groupCount)
-	for i := range b.groups {
-		g := &b.groups[i]
-		for k := range g.e { // no bet is made on a feature that cannot exceed its limit
-			g.e[k], g.product[k] = 1, 1
-		}
-		for k, r := range []*recursion{&b.recursion, retrain} {
-			from, to := r.bounds(scoreFeatures + i)
-			for j, slope := range r.slope[from:to] {
-				g.e[k*len(classRatios)+j] = 1 + slope
-			}
-		}
-	}
-}
-
-// settleGroups tells the bets on classes of their products.
-func (b *betting) settleGroups(retrain *recursion) {
-	for i := range b.groups {
-		g := &b.groups[i]
-		for k, r := range [...]*recursion{&b.recursion, retrain} {
-			from, to := r.bounds(scoreFeatures + i)
-			for j := range r.factor[from:to] {
-				r.factor[from+j] = g.product[k*len(classRatios)+j]
-			}
-		}
-		for k := range g.product {
-			g.product[k] = 1
-		}
-	}
 }
 
 // ranks are the means of a rank in the blocks that close in a chunk.
 type ranks struct {
-	first     int // of its features
-	p, spread [chunk]float64
+	first         int       // of its features
+	p             []float64 // those of the records, in blocks of one, else means
+	means, spread [chunk]float64
 }
 
 // begin starts to bet, without evidence, on features with these limits.
@@ -136,14 +101,14 @@ func (b *betting) resume(l *layout) {
 }
 
 // take adds the records of h and lets the blocks bet that close, all at one time.
-// of is the feature of the class of each record; nil: there is none. It reports
-// whether an alarm begins.
-func (b *betting) take(h *hand, of []int32, retrain *recursion) (alarm bool) {
+// groups are those of the classes; nil: there are none. It reports whether an alarm
+// begins.
+func (b *betting) take(h *hand, groups []int32, retrain *recursion) (alarm bool) {
 	n := len(h.rows)
 	blocks, over := (b.n+n)/b.block, (b.n+n)%b.block
 	beginning := b.first // of the first block that closes
 	if b.n == 0 {
-		beginning = h.mark(0)
+		beginning = h.first
 		b.first = beginning
 	}
 	if blocks > 0 && over > 0 { // a block begins that is not closed
@@ -154,8 +119,8 @@ func (b *betting) take(h *hand, of []int32, retrain *recursion) (alarm bool) {
 		b.ranks[i].take(b, h.p[i][:n], share)
 	}
 	b.takeTails(h.tail[:n], retrain, share)
-	if of != nil {
-		b.takeClasses(of, retrain, share)
+	if groups != nil {
+		b.takeClasses(h.class[:n], groups, retrain, share)
 	}
 	b.n = over
 	if blocks > 0 {
@@ -169,7 +134,7 @@ func (r *ranks) take(b *betting, all []float64, share float64) {
 	partial, closed := b.partial[r.first:][:perRank], b.closed[r.first:][:perRank]
 	sum, spread := partial[1], partial[2]
 	if b.block == 1 {
-		copy(r.p[:], all)
+		r.p = all
 		out := r.spread[:len(all)]
 		for i, p := range all {
 			s := math.Abs(2*p - 1)
@@ -181,6 +146,7 @@ func (r *ranks) take(b *betting, all []float64, share float64) {
 		closed[2] += spread
 		return
 	}
+	r.p = r.means[:]
 	for left, block := b.block-b.n, 0; len(all) > 0; left, block = b.block, block+1 {
 		n := min(left, len(all))
 		for _, p := range all[:n] {
@@ -191,7 +157,7 @@ func (r *ranks) take(b *betting, all []float64, share float64) {
 		if n < left {
 			break
 		}
-		r.p[block], r.spread[block] = sum*share, spread*share
+		r.means[block], r.spread[block] = sum*share, spread*share
 		closed[1] += sum
 		closed[2] += spread
 		sum, spread = 0, 0
@@ -202,21 +168,13 @@ func (r *ranks) take(b *betting, all []float64, share float64) {
 // takeTails adds records to the features of the tails: t5 has those with a tail of 1
 // or 2, t1 those of 2.
 func (b *betting) takeTails(tails []uint8, retrain *recursion, share float64) {
+	left := b.block - b.n
 	if b.block == 1 {
-		for _, tail := range tails {
-			for f := range int(tail) {
-				b.mean(featT5-f, 1, 1, retrain)
-			}
-		}
-		return
+		left = len(tails)
 	}
-	for left := b.block - b.n; len(tails) > 0; left = b.block {
+	for ; len(tails) > 0; left = b.block {
 		n := min(left, len(tails))
-		t5, t1 := 0, 0
-		for _, tail := range tails[:n] {
-			t5 += int((tail + 1) >> 1)
-			t1 += int(tail >> 1)
-		}
+		t5, t1 := countTails(tails[:n])
 		tails = tails[n:]
 		b.partial[featT5] += float64(t5)
 		b.partial[featT1] += float64(t1)
@@ -227,23 +185,39 @@ func (b *betting) takeTails(tails []uint8, retrain *recursion, share float64) {
 	}
 }
 
-// takeClasses adds records, of each of which one feature of a group of classes is 1.
-func (b *betting) takeClasses(of []int32, retrain *recursion, share float64) {
+// countTails returns how many of the tails are above 0, and how many are 2.
+func countTails(tails []uint8) (t5, t1 int) {
+	for ; len(tails) >= 8; tails = tails[8:] {
+		x := binary.LittleEndian.Uint64(tails)
+		t5 += bits.OnesCount64((x | x>>1) & 0x0101010101010101)
+		t1 += bits.OnesCount64(x & 0x0202020202020202)
+	}
+	for _, tail := range tails {
+		t5 += int((tail + 1) >> 1)
+		t1 += int(tail >> 1)
+	}
+	return t5, t1
+}
+
+// takeClasses adds records, for each of which the feature of the group of its class
+// is 1.
+func (b *betting) takeClasses(class, groups []int32, retrain *recursion, share float64) {
 	if b.block == 1 {
-		for _, f := range of {
-			g := &b.groups[f-scoreFeatures]
-			g.product[0] *= g.e[0]
-			g.product[1] *= g.e[1]
-			g.product[2] *= g.e[2]
-			g.product[3] *= g.e[3]
-			b.closed[f]++
+		var count [maxGroups]int
+		for _, c := range class {
+			count[groups[c]&(maxGroups-1)]++
 		}
-		b.settleGroups(retrain)
+		for g, n := range count {
+			if n > 0 {
+				b.partial[scoreFeatures+g] = float64(n)
+				b.close(scoreFeatures+g, share, retrain)
+			}
+		}
 		return
 	}
 	left := b.block - b.n
-	for _, f := range of {
-		b.hit(int(f))
+	for _, c := range class {
+		b.hit(scoreFeatures + int(groups[c]))
 		if left--; left > 0 {
 			continue
 		}
@@ -255,21 +229,24 @@ func (b *betting) takeClasses(of []int32, retrain *recursion, share float64) {
 	}
 }
 
-// close tells the bets on a feature of its sum in the block in hand.
+// close tells the bets on a feature that is 0 or 1 in a record of its sum in the
+// block in hand. Blocks of one record are closed together.
 func (b *betting) close(feature int, share float64, retrain *recursion) {
-	if sum := b.partial[feature]; sum != 0 {
-		b.mean(feature, sum, share, retrain)
-		b.partial[feature] = 0
+	sum := b.partial[feature]
+	if sum == 0 {
+		return
 	}
-}
-
-// mean tells the bets on a feature of its sum in a block.
-func (b *betting) mean(feature int, sum, share float64, retrain *recursion) {
-	b.recursion.mean(feature, sum*share)
-	if retrain != nil {
-		retrain.mean(feature, sum*share)
+	for _, r := range [...]*recursion{&b.recursion, retrain} {
+		switch {
+		case r == nil:
+		case b.block == 1:
+			r.ones(feature, int(sum))
+		default:
+			r.mean(feature, sum*share)
+		}
 	}
 	b.closed[feature] += sum
+	b.partial[feature] = 0
 }
 
 // hit adds a record in which a feature is 1.
@@ -402,9 +379,6 @@ func (e *engine) beginShift(block int, now float64) {
 	e.shiftLimits = shiftLimits(e.reference, &e.layout, e.tolerance, e.delta)
 	e.shift.begin(&e.layout, e.shiftLimits, block, e.threshold, now)
 	e.retrain = newRecursion(retrainThreshold, components(&e.layout, shiftLimits(e.reference, &e.layout, retrainTolerance, e.delta), block), len(e.shiftLimits))
-	if block == 1 {
-		e.shift.beginGroups(&e.layout, &e.retrain)
-	}
 }
 
 // awaited is how many records come before a detector begins.
@@ -431,7 +405,7 @@ func (e *engine) warmUp(h *hand) {
 	}
 	for i, row := range h.rows {
 		w.scores = append(w.scores, h.score[i])
-		w.class[h.Class[row]]++
+		w.class[h.class[i]]++
 		for k := range w.projections {
 			w.projections[k] = append(w.projections[k], h.projections[row][k])
 		}
@@ -472,7 +446,7 @@ func (e *engine) observe(h *hand, rows []int32) (n int, shift, change bool) {
 		n = min(n, e.awaited())
 	}
 	h.take(rows[:n], e.records, e.ood)
-	e.sampler.offer(h.Batch, h.rows, e.records, len(e.calibration.class))
+	e.sampler.offer(h.rows, h.score[:n], h.class[:n], e.records, len(e.calibration.class))
 	e.places.find(h.gap[:n], h.cell[:n], h.score[:n], h.tie[:n])
 	change = e.observeChange(h)
 	if e.shift.block > 0 {
@@ -510,18 +484,11 @@ func (e *engine) observeChange(h *hand) (alarm bool) {
 // observeShift ranks the records in hand in the reference, and bets.
 func (e *engine) observeShift(h *hand) (alarm bool) {
 	n, size := len(h.rows), e.reference.n()
-	p, tail, v := h.p[0][:n], h.tail[:n], h.v[:n]
+	p, tail, v, share := h.p[0][:n], h.tail[:n], h.v[:n], 1/float64(size+1)
 	for i, gap := range h.gap[:n] {
 		above := size - int(gap)
 		tail[i] = uint8(one(above < e.k5) + one(above < e.k1))
-		p[i] = (float64(above) + v[i]) / float64(size+1)
-	}
-	var of []int32
-	if e.layout.groups != nil {
-		of = h.of[:n]
-		for i, row := range h.rows {
-			of[i] = scoreFeatures + e.layout.groups[h.Class[row]]
-		}
+		p[i] = (float64(above) + v[i]) * share
 	}
 	for k := range e.layout.projections {
 		p := h.p[1+k][:n]
@@ -530,7 +497,7 @@ func (e *engine) observeShift(h *hand) (alarm bool) {
 		}
 	}
 	before := [scoreFeatures]float64(e.shift.sums)
-	alarm = e.shift.take(h, of, &e.retrain)
+	alarm = e.shift.take(h, e.layout.groups, &e.retrain)
 	for i := range e.featureSums {
 		e.featureSums[i] += e.shift.sums[i] - before[i]
 	}

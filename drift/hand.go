@@ -10,45 +10,42 @@ const chunk = 128
 type hand struct {
 	*Batch
 	now         float64
+	seed        uint64                 // of the partition
 	all         []int32                // the rows that may bet
-	bits        []uint64               // of each row that may bet
 	projections [][projections]float32 // nil: not wanted
 
-	// Of a chunk: its rows, their scores, the halves of their random bits, which
-	// decide among equals, and
+	// Of a chunk: its rows, their scores and classes, the halves of their random
+	// bits, which decide among equals, and
 	rows  []int32
 	score [chunk]float32
+	class [chunk]int32
 	tie   [chunk]uint32
 	v     [chunk]float64 // in [0, 1)
 	cell  [chunk]uint8   // of the urn
 	gap   [chunk]uint32  // in the reference
 	tail  [chunk]uint8   // 0, 1 where p ≤ 0.05, 2 where p ≤ 0.01
-	of    [chunk]int32   // the feature of the class
 	p     [1 + projections][chunk]float64
 
 	fetched uint32 // means nothing
 
 	recordsBefore, oodBefore, ood int64 // the last: of those in the chunk
+	first                         mark
 }
 
 // open takes a batch in hand.
 func (h *hand) open(b *Batch, key uint64, watermark int64, now float64) {
-	h.Batch, h.now = b, now
+	h.Batch, h.now, h.seed = b, now, seedOf(key, b.Partition)
 	n := len(b.Offset)
-	if cap(h.bits) < n {
-		h.bits, h.all = make([]uint64, n), make([]int32, n)
+	if cap(h.all) < n {
+		h.all = make([]int32, n)
 	}
-	h.bits = h.bits[:n]
-	seed := seedOf(key, b.Partition)
-	scores, classes, rows, bits, all, may := b.Score[:n], b.Class[:n], b.Row[:n], h.bits, h.all[:n], 0
+	scores, classes, all, may := b.Score[:n], b.Class[:n], h.all[:n], 0
 	for i, offset := range b.Offset {
-		// What has no finite score must not bet.
-		if s := scores[i]; offset <= watermark || classes[i] < 0 || s-s != 0 {
-			continue
-		}
 		all[may] = int32(i)
-		may++
-		bits[i] = random(seed, offset, rows[i])
+		// What has no finite score must not bet.
+		if s := scores[i]; offset > watermark && classes[i] >= 0 && s-s == 0 {
+			may++
+		}
 	}
 	h.all = all[:may]
 }
@@ -68,11 +65,14 @@ func (h *hand) project(by *projector) {
 func (h *hand) take(rows []int32, records, ood int64) {
 	h.rows, h.recordsBefore, h.oodBefore = rows, records, ood
 	h.ood = h.outliers(rows)
-	score, tie, v := h.score[:len(rows)], h.tie[:len(rows)], h.v[:len(rows)]
+	n := len(h.Offset)
+	offsets, at, scores, classes := h.Offset, h.Row[:n], h.Score[:n], h.Class[:n]
+	score, class, tie, v := h.score[:len(rows)], h.class[:len(rows)], h.tie[:len(rows)], h.v[:len(rows)]
 	for i, row := range rows {
-		bits := h.bits[row]
-		score[i], tie[i], v[i] = h.Score[row], uint32(bits>>32), float64(uint32(bits))*(1./(1<<32))
+		bits := random(h.seed, offsets[row], at[row])
+		score[i], class[i], tie[i], v[i] = scores[row], classes[row], uint32(bits>>32), float64(uint32(bits))*(1./(1<<32))
 	}
+	h.first = h.mark(0)
 }
 
 // outliers returns how many of the rows are out of distribution.

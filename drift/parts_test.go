@@ -211,33 +211,72 @@ func TestGap(t *testing.T) {
 	}
 }
 
+// The two halves of a record's bits are uniform, and tell nothing of each other or of
+// those of the record after it, in the next row or at the next offset.
+func TestRandom(t *testing.T) {
+	const n = 1 << 16
+	for name, at := range map[string]func(i int) (int64, int32){
+		"one row a message":   func(i int) (int64, int32) { return int64(i), 0 },
+		"one message of many": func(i int) (int64, int32) { return 7, int32(i) },
+		"eight rows":          func(i int) (int64, int32) { return int64(i / 8), int32(i % 8) },
+	} {
+		seed := seedOf(5, 3)
+		var high, low [n]float64 // deviations from the mean, in units of √(1/12)
+		for i := range n {
+			offset, row := at(i)
+			x := random(seed, offset, row)
+			high[i] = (float64(x>>32)/(1<<32) - .5) * math.Sqrt(12)
+			low[i] = (float64(uint32(x))/(1<<32) - .5) * math.Sqrt(12)
+		}
+		var moments [7]float64 // the mean of each is 0, its variance below 1
+		for i := range n {
+			next := (i + 1) % n
+			for k, v := range [...]float64{
+				high[i], low[i], high[i]*high[i] - 1, low[i]*low[i] - 1, high[i] * low[i], high[i] * high[next], low[i] * low[next],
+			} {
+				moments[k] += v / math.Sqrt(n)
+			}
+		}
+		for k, v := range moments {
+			if math.Abs(v) > 4.5 {
+				t.Errorf("%s: moment %d is %.1f standard deviations from 0", name, k, v)
+			}
+		}
+	}
+}
+
 // Blocks at one time that are settled together leave the evidence that they leave
 // one by one.
 func TestSettledTogether(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
 	classes := []int64{3000, 3000, 3990, 10}
 	const n = 4096
-	scores, bits, class := make([]float32, n), make([]uint64, n), make([]int32, n)
-	for i := range bits {
-		scores[i], bits[i], class[i] = float32(mixed(.02)(r)), r.Uint64(), int32(r.IntN(4))
+	scores, class := make([]float32, n), make([]int32, n)
+	for i := range scores {
+		scores[i], class[i] = float32(mixed(.02)(r)), int32(r.IntN(4))
 	}
 	calibration := normal(r, 10000)
 	for _, detector := range Detectors {
 		for _, block := range []int{1, 2, 4, 16, 64} {
 			evidence := func(every int) []float64 {
 				s := simulateClasses(calibration, classes, setting{detector, 1e12, defaultTolerance, block}, 3)
-				for i := 0; i < n; i += every {
-					s.batch(bits[i:i+every], scores[i:i+every], class[i:i+every], float64(i/1024+1))
+				for i := 0; i < n; {
+					end := min(i+every, (i/1024+1)*1024)
+					s.batch(scores[i:end], class[i:end], float64(i/1024+1))
+					i = end
 				}
-				return append(slices.Clone(s.b.r), s.b.sums...)
+				return slices.Concat(s.b.r, s.e.retrain.r, s.b.sums)
 			}
-			together, each := evidence(1024), evidence(1)
-			if s := together[len(together)-1]; s == 0 {
+			each := evidence(1)
+			if s := each[len(each)-1]; s == 0 {
 				t.Errorf("%s, blocks of %d: nothing was bet on", detector, block)
 			}
-			for i, want := range each {
-				if got := together[i]; !(math.Abs(got-want) <= 1e-9*want) {
-					t.Errorf("%s, blocks of %d, number %d: %g, one by one %g", detector, block, i, got, want)
+			for _, every := range []int{1024, 100, 37} {
+				together := evidence(every)
+				for i, want := range each {
+					if got := together[i]; !(math.Abs(got-want) <= 1e-9*want) {
+						t.Errorf("%s, blocks of %d, batches of %d, number %d: %g, one by one %g", detector, block, every, i, got, want)
+					}
 				}
 			}
 		}

@@ -1,6 +1,10 @@
 package drift
 
-import "math"
+import (
+	"math"
+
+	"github.com/oodmon/oodmon/internal/kernel"
+)
 
 // A mark is a place in the stream: the first record of a block.
 type mark struct {
@@ -176,6 +180,14 @@ func (r *recursion) mean(feature int, mean float64) {
 	}
 }
 
+// ones takes n blocks of one record in which a feature is 1.
+func (r *recursion) ones(feature, n int) {
+	from, to := r.bounds(feature)
+	for i, slope := range r.slope[from:to] {
+		r.factor[from+i] *= power(1+slope, n)
+	}
+}
+
 // rank takes the means of a rank, whose four features begin at first, in all
 // blocks to settle: of the p-value, and of its distance from the middle.
 func (r *recursion) rank(first int, p, spread []float64) {
@@ -189,33 +201,8 @@ func (r *recursion) opposite(x, rest int, means []float64) {
 	from, to := r.bounds(x)
 	opposite, _ := r.bounds(rest)
 	for i, slope := range r.slope[from:to] {
-		r.factor[from+i], r.factor[opposite+i] = products(means, slope)
+		r.factor[from+i], r.factor[opposite+i] = kernel.Products(means, slope)
 	}
-}
-
-// products returns Π (1+slope·x) and Π (1+slope·(1−x)): each as four products, so
-// that none waits for another.
-func products(x []float64, slope float64) (up, down float64) {
-	a0, a1, a2, a3 := 1., 1., 1., 1.
-	b0, b1, b2, b3 := 1., 1., 1., 1.
-	most := 1 + slope
-	for ; len(x) >= 4; x = x[4:] {
-		t0, t1, t2, t3 := float64(slope*x[0]), float64(slope*x[1]), float64(slope*x[2]), float64(slope*x[3])
-		a0 *= 1 + t0
-		b0 *= most - t0
-		a1 *= 1 + t1
-		b1 *= most - t1
-		a2 *= 1 + t2
-		b2 *= most - t2
-		a3 *= 1 + t3
-		b3 *= most - t3
-	}
-	for _, x := range x {
-		t := float64(slope * x)
-		a0 *= 1 + t
-		b0 *= most - t
-	}
-	return a0 * a1 * (a2 * a3), b0 * b1 * (b2 * b3)
 }
 
 // power returns x to the power n.

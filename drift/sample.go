@@ -51,10 +51,10 @@ type sampled struct {
 	class     []int64
 }
 
-// offer takes those of the rows of a batch that are extreme, whose records have to be
-// kept before the batch is gone; first is the place of the first of them in the
-// stream.
-func (s *sampler) offer(b *Batch, rows []int32, first int64, classes int) {
+// offer takes those of the rows of a batch, with these scores and classes, that are
+// extreme, whose records have to be kept before the batch is gone; first is the place
+// of the first of them in the stream.
+func (s *sampler) offer(rows []int32, scores []float32, class []int32, first int64, classes int) {
 	for len(rows) > 0 {
 		if s.n == window {
 			s.at, s.n = 1-s.at, 0
@@ -68,21 +68,22 @@ func (s *sampler) offer(b *Batch, rows []int32, first int64, classes int) {
 			w.class = make([]int64, classes)
 		}
 		high, low := w.high.least(s.size), w.low.least(s.size)
-		for i, row := range rows[:n] {
-			w.class[b.Class[row]]++
-			score := b.Score[row]
+		for _, c := range class[:n] {
+			w.class[c]++
+		}
+		for i, score := range scores[:n] {
 			if score > high {
-				w.high.offer(score, s.size, row, first+int64(i))
+				w.high.offer(score, s.size, rows[i], first+int64(i))
 				high = w.high.least(s.size)
 			}
 			if -score > low {
-				w.low.offer(-score, s.size, row, first+int64(i))
+				w.low.offer(-score, s.size, rows[i], first+int64(i))
 				low = w.low.least(s.size)
 			}
 		}
 		s.n += n
 		first += int64(n)
-		rows = rows[n:]
+		rows, scores, class = rows[n:], scores[n:], class[n:]
 	}
 }
 

@@ -54,17 +54,18 @@ func (s *simulation) observe(r *rand.Rand, score, dt float64) bool {
 
 func (s *simulation) observeClass(r *rand.Rand, score float64, class int32, dt float64) bool {
 	s.now += dt
-	return s.batch([]uint64{r.Uint64()}, []float32{float32(score)}, []int32{class}, s.now)
+	s.hand.seed = r.Uint64()
+	return s.batch([]float32{float32(score)}, []int32{class}, s.now)
 }
 
 // batch takes records, all at one time, and reports whether an alarm begins.
-func (s *simulation) batch(bits []uint64, scores []float32, class []int32, now float64) (alarm bool) {
+func (s *simulation) batch(scores []float32, class []int32, now float64) (alarm bool) {
 	h, n := &s.hand, len(scores)
 	if h.Batch == nil || len(h.Row) != n {
 		h.Batch = &Batch{Offset: make([]int64, n), Row: make([]int32, n), OOD: make([]bool, n), Time: make([]int64, n)}
 		h.all = make([]int32, n)
 	}
-	h.now, h.bits, h.Score, h.Class = now, bits, scores, class
+	h.now, h.Score, h.Class = now, scores, class
 	for i := range h.all {
 		h.all[i], h.Offset[i] = int32(i), s.e.records+int64(i)
 	}

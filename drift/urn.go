@@ -111,23 +111,25 @@ func (u *urn) draw(p []float64, cells []uint8, v []float64, learn bool) {
 			u.sum()
 		}
 		n := min(len(p), fresh-u.added)
-		mask := uint64(0)
+		mask, one := uint64(0), 0.
 		if learn {
-			mask = ^mask
+			mask, one = ^mask, 1
 			u.added += n
+			u.total += int64(n)
 		}
+		total := float64(u.total) + self - one*float64(n)
 		some, out := v[:n], p[:n]
 		for i, cell := range cells[:n] {
 			cell := uint(cell)
 			eighth, part, place := cell>>5&7, cell>>2&7, cell&3
-			parts, within := &u.parts[eighth], &u.within[cell>>2&63]
-			above := u.above[cell&(urnCells-1)] + int64(u.eighths[eighth]) + int64(parts[part]) + int64(within[place])
-			own, total := u.cells[cell&(urnCells-1)], u.total
-			out[i] = (float64(above) + float64(some[i]*(float64(own)+self))) / (float64(total) + self)
+			parts, within, own := &u.parts[eighth], &u.within[cell>>2&63], &u.cells[cell]
+			above := u.above[cell] + int64(u.eighths[eighth]) + int64(parts[part]) + int64(within[place])
+			out[i] = (float64(above) + float64(some[i]*(float64(*own)+self))) / total
 			u.eighths.add(eighth, mask)
 			parts.add(part, mask)
 			within.add(place, mask)
-			u.cells[cell&(urnCells-1)], u.total = own+int64(mask&1), total+int64(mask&1)
+			*own += int64(mask & 1)
+			total += one
 		}
 		p, cells, v = p[n:], cells[n:], v[n:]
 	}

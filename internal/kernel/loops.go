@@ -31,6 +31,7 @@ type loops struct {
 	divideRows func(g, d []float32, n int, factor float32, out []float32)
 	float16    func(to []float32, from []byte)
 	bfloat16   func(to []float32, from []byte)
+	products   func(x []float64, slope float64) (up, down float64) // of a multiple of lanesOfProducts above 0
 }
 
 // A peak is the largest value of a row and who is near it.

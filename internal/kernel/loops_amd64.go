@@ -13,6 +13,7 @@ var (
 		scaleRows: scaleRowsOf(scaleRowsAVX512), divideRows: divideRowsOf(divideRowsAVX512),
 		tangents: tangentsOf(tangentsAVX512), adamW: adamWOf(adamWAVX512),
 		float16: widenOf(float16AVX2, float16Go), bfloat16: widenOf(bfloat16AVX2, bfloat16Go),
+		products: productsVector,
 	}
 	avx2Loops = loops{
 		rows:      6,
@@ -23,6 +24,7 @@ var (
 		scaleRows: scaleRowsOf(scaleRowsAVX2), divideRows: divideRowsOf(divideRowsAVX2),
 		tangents: tangentsOf(tangentsAVX2), adamW: adamWOf(adamWAVX2),
 		float16: widenOf(float16AVX2, float16Go), bfloat16: widenOf(bfloat16AVX2, bfloat16Go),
+		products: productsVector,
 	}
 )
 
@@ -143,4 +145,8 @@ func adamWOf(f func(value, grad, m, v *float32, n int, rate *float32)) func([]fl
 			f(&value[0], &grad[0], &m[0], &v[0], n, &rate.newM)
 		}
 	}
+}
+
+func productsVector(x []float64, slope float64) (up, down float64) {
+	return productsAVX2(&x[0], len(x), slope, 1+slope)
 }

@@ -9,6 +9,7 @@ var goLoops = loops{
 	exps: expsGo, scaleRows: scaleRowsGo, divideRows: divideRowsGo,
 	tangents: tangentsGo, adamW: adamWGo,
 	float16: float16Go, bfloat16: bfloat16Go,
+	products: productsGo,
 }
 
 // tileGo computes c = a·b, or c += a·b with add, where a is 4×k with rows
