@@ -15,6 +15,7 @@ import (
 // Prometheus does. A nil one does nothing.
 type alerting struct {
 	cfg       alerts.EvaluateConfig
+	web       WebConfig
 	from      prometheus.Gatherer
 	metrics   *alerts.Metrics
 	evaluator *alerts.Evaluator
@@ -25,7 +26,7 @@ type alerting struct {
 // newAlerting returns nil where alerts.evaluate.enabled is off. The series are
 // registered in any case.
 func newAlerting(cfg *Config, from prometheus.Gatherer, series prometheus.Registerer, log *slog.Logger) (*alerting, error) {
-	a := &alerting{cfg: cfg.Alerts.Evaluate, from: from, metrics: alerts.NewMetrics(series), log: log}
+	a := &alerting{cfg: cfg.Alerts.Evaluate, web: cfg.Web, from: from, metrics: alerts.NewMetrics(series), log: log}
 	if !a.cfg.Enabled {
 		return nil, nil
 	}
@@ -48,8 +49,12 @@ func (a *alerting) run(ctx context.Context, instance string) {
 	if a == nil {
 		return
 	}
+	url, err := a.web.url(instance)
+	if err != nil {
+		a.log.Error("alerts do not say where the monitor is", "error", err)
+	}
 	var group sync.WaitGroup
-	group.Go(func() { a.webhook.Run(ctx, "http://"+instance+"/") })
+	group.Go(func() { a.webhook.Run(ctx, url) })
 	group.Go(func() { a.evaluator.Run(ctx, a.from, instance, a.cfg.Interval, a.metrics, a.changed) })
 	group.Wait()
 }

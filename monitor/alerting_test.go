@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,8 +23,9 @@ func TestAlertsWithoutPrometheus(t *testing.T) {
 	type post struct {
 		Status string `json:"status"`
 		Alerts []struct {
-			Labels      map[string]string `json:"labels"`
-			Annotations map[string]string `json:"annotations"`
+			Labels       map[string]string `json:"labels"`
+			Annotations  map[string]string `json:"annotations"`
+			GeneratorURL string            `json:"generatorURL"`
 		} `json:"alerts"`
 	}
 	posts := make(chan post, 100)
@@ -69,7 +72,8 @@ func TestAlertsWithoutPrometheus(t *testing.T) {
 					continue
 				}
 				if p.Status != "firing" || a.Labels["model"] != "test" || !strings.HasSuffix(a.Annotations["runbook_url"], "/OodmonOODRate.md") ||
-					!strings.Contains(a.Annotations["description"], "calibrated to flag at most 1% of what it knows") {
+					!strings.Contains(a.Annotations["description"], "calibrated to flag at most 1% of what it knows") ||
+					a.GeneratorURL != "http://"+m.Addresses()[0]+"/" {
 					t.Errorf("posted %+v", p)
 				}
 				return
@@ -85,6 +89,21 @@ func TestAlertsAreNotEvaluatedUnlessAsked(t *testing.T) {
 	m, _ := f.run(t)
 	if m.alerting != nil || m.Status().Alerts != nil {
 		t.Error("alerts are evaluated by default")
+	}
+}
+
+func TestURLOfTheServer(t *testing.T) {
+	for text, want := range map[string]string{
+		"basic_auth_users: {}": "http://host:9095/",
+		"tls_server_config: {cert_file: a, key_file: b, min_version: TLS13}": "https://host:9095/",
+	} {
+		cfg := WebConfig{ConfigFile: filepath.Join(t.TempDir(), "web.yml")}
+		if err := os.WriteFile(cfg.ConfigFile, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := cfg.url("host:9095"); got != want || err != nil {
+			t.Errorf("%s: %q, %v, want %s", text, got, err, want)
+		}
 	}
 }
 

@@ -125,6 +125,11 @@ func TestDriftOnTheLine(t *testing.T) {
 	}
 
 	// The evidence outlives an orderly end.
+	for name, want := range map[string]os.FileMode{"": 0o700, incident.ID + incidentSuffix: 0o600} { // they hold embeddings
+		if at, err := os.Stat(filepath.Join(f.cfg.Drift.Incidents.Dir, name)); err != nil || at.Mode().Perm() != want {
+			t.Errorf("incidents/%s: %v, %v, want %v", name, at, err, want)
+		}
+	}
 	evidence := m.Status().Drift.Detectors[0].Evidence
 	stop()
 	m, _ = f.run(t)
@@ -146,6 +151,20 @@ func TestDriftOnTheLine(t *testing.T) {
 	}
 	if s := m.Status().Drift; s.Reference.Records != 0 || s.Detectors[0].Block != 0 {
 		t.Errorf("with a new model: %+v", s)
+	}
+}
+
+// Who may read the metrics may not take back an alarm, unless that is allowed.
+func TestAcknowledgingIsOffByDefault(t *testing.T) {
+	f := drifting(t)
+	m, _ := f.run(t)
+	resp, err := http.Post("http://"+m.Addresses()[0]+"/-/drift/acknowledge", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusForbidden || !strings.Contains(string(text), "web.enable_lifecycle") {
+		t.Errorf("%s: %s, %v", resp.Status, text, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"os"
 	"time"
 
 	"github.com/oodmon/oodmon/dashboards"
@@ -16,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/exporter-toolkit/web"
+	"go.yaml.in/yaml/v3"
 )
 
 // handler serves the endpoints of a running monitor.
@@ -123,6 +125,27 @@ func listen(cfg WebConfig) ([]net.Listener, error) {
 		listeners = append(listeners, l)
 	}
 	return listeners, nil
+}
+
+// url returns the address of the server at a host and port.
+func (c *WebConfig) url(instance string) (string, error) {
+	var file struct {
+		TLS web.TLSConfig `yaml:"tls_server_config"`
+	}
+	if c.ConfigFile != "" {
+		text, err := os.ReadFile(c.ConfigFile)
+		if err == nil {
+			err = yaml.Unmarshal(text, &file)
+		}
+		if err != nil {
+			return "", fmt.Errorf("web.config_file: %w", err)
+		}
+	}
+	scheme := "http"
+	if file.TLS.IsEnabled() {
+		scheme = "https"
+	}
+	return scheme + "://" + instance + "/", nil
 }
 
 // serve begins to answer, and calls stop where it cannot go on.

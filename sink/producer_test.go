@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -117,7 +118,7 @@ func TestProducer(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *kafkatest.Broker){
 		"JSON": testJSON, "several requests": testSeveralRequests, "a topic of small messages": testSmallTopic, "a topic of tiny messages": testTinyTopic,
 		"Arrow": testArrow, "dead letters": testDeadLetters, "dead letters that are too large": testLargeLetters,
-		"errors": testErrors, "a compacted topic": testCompactedTopic,
+		"errors": testErrors, "a compacted topic": testCompactedTopic, "no distance from the broker's clock": testTimestamps,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, broker) })
 	}
@@ -379,6 +380,28 @@ func testCompactedTopic(t *testing.T, broker *kafkatest.Broker) {
 	}
 }
 
+// A topic may allow no distance from the broker's clock: then nobody's is taken.
+func testTimestamps(t *testing.T, broker *kafkatest.Broker) {
+	if !kafkatest.Real() {
+		t.Skip("the embedded broker takes any timestamp")
+	}
+	f := newFixture(t, broker, "json", 1, "message.timestamp.before.max.ms=0", "message.timestamp.after.max.ms=0")
+	for i := range 20 { // a millisecond may not be over
+		if err := f.Write(f.ctx, 0, record(t, testRow{id: strconv.Itoa(i)})); err != nil {
+			t.Fatal(err)
+		}
+		if err := Publish(f.ctx, f.conn, f.dead, nil, []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(f.ReadAll(f.scores)); n != 20 {
+		t.Errorf("%d results, want 20", n)
+	}
+	if n := len(f.ReadAll(f.dead)); n != 20 {
+		t.Errorf("%d documents, want 20", n)
+	}
+}
+
 // What fails in passing is tried again, and nothing is appended twice.
 func TestProducerTriesAgain(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -452,7 +475,7 @@ func TestProducerWithAWrongClock(t *testing.T) {
 	f.Cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		f.Cluster.KeepControl()
 		request := r.(*kmsg.ProduceRequest)
-		if batch := batchOf(t, request); batch.FirstTimestamp >= 0 || batch.MaxTimestamp >= 0 {
+		if batch := batchOf(t, request); batch.FirstTimestamp >= 0 { // those of its records begin there
 			return refuse(request, kerr.InvalidTimestamp), nil, true
 		}
 		return nil, nil, false
@@ -465,6 +488,26 @@ func TestProducerWithAWrongClock(t *testing.T) {
 	ascends(t, offsetsOf(t, f.ReadAll(f.scores)), 9)
 	if n := f.metric("oodmon_sink_errors_total", "scores"); n != 0 {
 		t.Errorf("%v errors are counted, want 0", n)
+	}
+	if err := Publish(f.ctx, f.conn, f.dead, []byte("k"), []byte("{}")); err != nil {
+		t.Errorf("one document: %v", err)
+	}
+	if got := f.ReadAll(f.dead); len(got) != 1 || string(got[0].Key) != "k" || string(got[0].Value) != "{}" {
+		t.Errorf("published %v", got)
+	}
+}
+
+// What may not be published is said at once, and who is to be allowed it.
+func TestPublishDenied(t *testing.T) {
+	f := newFixture(t, kafkatest.StartFake(t), "json", 1)
+	f.Cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		f.Cluster.KeepControl()
+		return refuse(r.(*kmsg.ProduceRequest), kerr.TopicAuthorizationFailed), nil, true
+	})
+	err := Publish(f.ctx, f.conn, f.scores, nil, []byte("{}"))
+	want := "publish to " + f.scores + ": User:ANONYMOUS may not write topic " + f.scores + ": allow it, as by kafka-acls "
+	if !errors.Is(err, kafka.TopicAuthorizationFailed) || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("error %v, want it to begin with %s", err, want)
 	}
 }
 

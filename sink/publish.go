@@ -25,7 +25,7 @@ func Publish(ctx context.Context, conn *kafkaconn.Client, topic string, key, val
 		if err == nil {
 			return nil
 		}
-		err = fmt.Errorf("publish to %s: %w", topic, err)
+		err = fmt.Errorf("publish to %s: %w", topic, conn.Denied(err, kafkaconn.Access{Operation: "Write", Topic: topic}))
 		if permanent(err) || errors.Is(err, kafka.UnknownTopicOrPartition) {
 			return err
 		}

@@ -44,9 +44,9 @@ type Client struct {
 	// Kafka calls the administrative requests over Transport.
 	Kafka *kafka.Client
 
-	serverName string
-	principal  string // of access lists
-	iam        bool   // and not those of Kafka
+	tls       TLSConfig
+	principal string // of access lists
+	iam       bool   // and not those of Kafka
 }
 
 // New reads the certificates and the password that cfg names. It doesn't
@@ -55,25 +55,55 @@ func New(cfg Config) (*Client, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	tlsConfig, err := cfg.TLS.load()
-	if err != nil {
-		return nil, err
+	if cfg.TLS.Enabled {
+		if _, err := cfg.TLS.load(); err != nil {
+			return nil, err
+		}
 	}
 	mechanism, err := cfg.SASL.mechanism()
 	if err != nil {
 		return nil, err
 	}
-	transport := &kafka.Transport{
-		ClientID: cfg.ClientID, TLS: tlsConfig, SASL: mechanism,
+	c := &Client{
+		ClientID: cfg.ClientID, Brokers: cfg.Brokers, tls: cfg.TLS,
+		principal: principalOf(&cfg), iam: cfg.SASL.Mechanism == awsMSKIAM,
+	}
+	c.Dialer = &kafka.Dialer{ClientID: cfg.ClientID, Timeout: dialTimeout, DialFunc: c.dial, SASLMechanism: mechanism}
+	c.Transport = &kafka.Transport{
+		ClientID: cfg.ClientID, Dial: c.dial, SASL: mechanism,
 		DialTimeout: dialTimeout, IdleTimeout: time.Minute, MetadataTTL: metadataTTL,
 	}
-	return &Client{
-		ClientID: cfg.ClientID, Brokers: cfg.Brokers, serverName: cfg.TLS.ServerName,
-		principal: principalOf(&cfg), iam: cfg.SASL.Mechanism == awsMSKIAM,
-		Dialer:    &kafka.Dialer{ClientID: cfg.ClientID, Timeout: dialTimeout, TLS: tlsConfig, SASLMechanism: mechanism, DualStack: true},
-		Transport: transport,
-		Kafka:     &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Timeout: requestTimeout, Transport: transport},
-	}, nil
+	c.Kafka = &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Timeout: requestTimeout, Transport: c.Transport}
+	return c, nil
+}
+
+// dial connects to a broker. With TLS, authorities and certificates are read for
+// every connection, so that renewed ones take effect without a restart.
+func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err != nil || !c.tls.Enabled {
+		return conn, err
+	}
+	secured, err := c.secure(ctx, conn, address)
+	if err != nil {
+		_ = conn.Close() // a failure changes nothing
+		return nil, err
+	}
+	return secured, nil
+}
+
+func (c *Client) secure(ctx context.Context, conn net.Conn, address string) (*tls.Conn, error) {
+	config, err := c.tls.load()
+	if err != nil {
+		return nil, &localError{err}
+	}
+	if config.ServerName == "" {
+		if config.ServerName, _, err = net.SplitHostPort(address); err != nil {
+			return nil, err
+		}
+	}
+	secured := tls.Client(conn, config)
+	return secured, secured.HandshakeContext(ctx)
 }
 
 // DialerUntil returns a Dialer whose connections end with ctx, whatever waits
@@ -81,10 +111,10 @@ func New(cfg Config) (*Client, error) {
 func (c *Client) DialerUntil(ctx context.Context) *kafka.Dialer {
 	d := *c.Dialer
 	d.DialFunc = func(dialing context.Context, network, address string) (net.Conn, error) {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		conn, err := new(net.Dialer).DialContext(dialing, network, address)
+		dialing, cancel := context.WithCancel(dialing)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		conn, err := c.dial(dialing, network, address)
 		if err != nil {
 			return nil, err
 		}
@@ -122,8 +152,26 @@ func (c *SASLConfig) loadMSK(ctx context.Context) (sasl.Mechanism, error) {
 	if region == "" {
 		return nil, fmt.Errorf("kafka.sasl.region: set it, or the environment variable AWS_REGION, with mechanism %s", awsMSKIAM)
 	}
-	return &aws_msk_iam_v2.Mechanism{Signer: signer.NewSigner(), Credentials: aws.Credentials, Region: region}, nil
+	return &mskMechanism{aws_msk_iam_v2.Mechanism{Signer: signer.NewSigner(), Credentials: aws.Credentials, Region: region}}, nil
 }
+
+// An mskMechanism tells failures to get credentials from those of a broker.
+type mskMechanism struct{ aws_msk_iam_v2.Mechanism }
+
+// Start begins the authentication of one connection.
+func (m *mskMechanism) Start(ctx context.Context) (sasl.StateMachine, []byte, error) {
+	session, first, err := m.Mechanism.Start(ctx)
+	if err != nil {
+		return nil, nil, &localError{fmt.Errorf("kafka.sasl: get AWS's credentials: %w", err)}
+	}
+	return session, first, nil
+}
+
+// A localError is of what a connection needs from here: no broker is to blame.
+type localError struct{ err error }
+
+func (e *localError) Error() string { return e.err.Error() }
+func (e *localError) Unwrap() error { return e.err }
 
 func (c *SASLConfig) mechanism() (sasl.Mechanism, error) {
 	if c.Mechanism == "" {
@@ -145,7 +193,7 @@ func (m *mechanism) Name() string { return strings.ToUpper(m.cfg.Mechanism) }
 func (m *mechanism) Start(ctx context.Context) (sasl.StateMachine, []byte, error) {
 	password, err := m.cfg.password()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, &localError{err}
 	}
 	var one sasl.Mechanism = plain.Mechanism{Username: m.cfg.Username, Password: password}
 	switch m.cfg.Mechanism {
@@ -239,6 +287,9 @@ func (c *Client) checkTopics(ctx context.Context, broker string, topics []string
 
 // explain adds what to do to the errors that people meet most.
 func (c *Client) explain(broker string, err error) error {
+	if local, ok := errors.AsType[*localError](err); ok {
+		return local
+	}
 	host, _, _ := net.SplitHostPort(broker)
 	var advice string
 	switch {
@@ -249,7 +300,7 @@ func (c *Client) explain(broker string, err error) error {
 	case is[x509.UnknownAuthorityError](err):
 		advice = "its certificate is signed by an authority that is not trusted here: check kafka.tls.ca_file"
 	case is[x509.HostnameError](err):
-		advice = fmt.Sprintf("its certificate is for another name than %s: use one of its names as the address, or set kafka.tls.server_name", cmp.Or(c.serverName, host))
+		advice = fmt.Sprintf("its certificate is for another name than %s: use one of its names as the address, or set kafka.tls.server_name", cmp.Or(c.tls.ServerName, host))
 	case is[x509.CertificateInvalidError](err):
 		advice = "its certificate has expired or is not valid: renew it on the broker, and check the clock here"
 	case is[tls.RecordHeaderError](err):
@@ -264,7 +315,7 @@ func (c *Client) explain(broker string, err error) error {
 		advice = "it did not answer in time: check the port, firewalls, and kafka.tls.enabled"
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET):
 		advice = "it closed the connection: it may expect kafka.tls or kafka.sasl"
-		if c.Dialer.TLS != nil {
+		if c.tls.Enabled {
 			advice = "it closed the connection: it may not speak TLS on this port, or expect kafka.tls.cert_file or kafka.sasl"
 		}
 	default:

@@ -103,6 +103,53 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// Authorities and certificates that are renewed need no restart, and no name goes
+// unchecked.
+func TestRenewedCertificates(t *testing.T) {
+	ours, old := kafkatest.NewAuthority(t), kafkatest.NewAuthority(t)
+	mutual := server(t, ours, kafkatest.Local())
+	mutual.ClientAuth = tls.RequireAndVerifyClientCert
+	address := broker(t, kfake.TLS(mutual))
+	dir := t.TempDir()
+	put := func(name, from string) string {
+		text, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Join(dir, name)
+	}
+	issue := func(a *kafkatest.Authority) (certFile, keyFile string) {
+		return a.Issue(t, &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	}
+	cert, key := issue(old)
+	cfg := kafkaconn.Config{Brokers: []string{address}, TLS: kafkaconn.TLSConfig{
+		Enabled: true, CAFile: put("ca", old.File), CertFile: put("cert", cert), KeyFile: put("key", key),
+	}}
+	conn, err := kafkaconn.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	tried := func(want string) {
+		t.Helper()
+		if want != "" {
+			want = "kafka broker " + address + ": " + want
+		}
+		wantError(t, conn.Check(t.Context(), "embeddings"), want)
+	}
+	tried("its certificate is signed by an authority that is not trusted here: check kafka.tls.ca_file: ")
+	put("ca", ours.File)
+	tried("it refused the TLS handshake: check kafka.tls.cert_file, which it may require: ")
+	cert, key = issue(ours)
+	put("cert", cert)
+	tried("kafka.tls.cert_file " + cfg.TLS.CertFile) // the certificate is renewed, and its key is not yet
+	put("key", key)
+	tried("")
+}
+
 func TestSASL(t *testing.T) {
 	address := broker(t, kfake.EnableSASL(), kfake.Superuser("PLAIN", "ann", "right"),
 		kfake.Superuser("SCRAM-SHA-256", "ben", "right"), kfake.Superuser("SCRAM-SHA-512", "cora", "right"))

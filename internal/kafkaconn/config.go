@@ -89,9 +89,6 @@ func checkAddress(address string) error {
 
 // load reads the authorities and the client's certificate.
 func (c *TLSConfig) load() (*tls.Config, error) {
-	if !c.Enabled {
-		return nil, nil
-	}
 	out := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName}
 	if c.CAFile != "" {
 		pem, err := os.ReadFile(c.CAFile)
@@ -104,17 +101,13 @@ func (c *TLSConfig) load() (*tls.Config, error) {
 		}
 	}
 	if c.CertFile != "" {
-		if _, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile); err != nil {
+		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
 			return nil, fmt.Errorf("kafka.tls.cert_file %s, key_file %s: %w", c.CertFile, c.KeyFile, err)
 		}
-		// Read again at each handshake: certificates are renewed while the process runs.
-		out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-			if err != nil {
-				return nil, fmt.Errorf("kafka.tls.cert_file %s, key_file %s: %w", c.CertFile, c.KeyFile, err)
-			}
-			return &cert, nil
-		}
+		// Not out.Certificates: of those none is sent where the broker names the root
+		// alone and an intermediate authority signed it.
+		out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	}
 	return out, nil
 }

@@ -1,9 +1,11 @@
 package kafkaconn
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/segmentio/kafka-go/sasl"
 )
@@ -50,5 +52,28 @@ func TestMSKIAM(t *testing.T) {
 	const refused = "kafka.sasl: mechanism aws-msk-iam takes AWS's credentials, no username or password\nkafka.sasl: mechanism aws-msk-iam needs kafka.tls.enabled"
 	if err := cfg.Validate(); err == nil || err.Error() != refused {
 		t.Errorf("%v, want %s", err, refused)
+	}
+}
+
+// Without credentials it is not the broker that is to blame.
+func TestMSKIAMWithoutCredentials(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	conn, err := New(Config{Brokers: []string{"b-1.example:9098"}, TLS: TLSConfig{Enabled: true}, SASL: SASLConfig{Mechanism: "aws-msk-iam", Region: "eu-central-1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), -time.Second) // the machine's role is asked for in vain
+	defer cancel()
+	_, _, err = conn.Dialer.SASLMechanism.Start(ctx)
+	if err == nil {
+		t.Fatal("signed without credentials")
+	}
+	if told := conn.explain("b-1.example:9098", err).Error(); !strings.HasPrefix(told, "kafka.sasl: get AWS's credentials: ") {
+		t.Errorf("told %s", told)
 	}
 }
