@@ -36,3 +36,12 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end }}
+
+{{- define "oodmon.probe" -}}
+port: http
+scheme: {{ .Values.scheme }}
+{{- with .Values.probeHeaders }}
+httpHeaders:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
