@@ -217,7 +217,7 @@ func power(x float64, n int) float64 {
 	return p
 }
 
-// settle takes the blocks that mean and rank have told of, the first of which
+// settle takes the blocks that mean, ones and rank have told of, the first of which
 // began at first, dt seconds after the last before them. sums are those of the
 // features over the count records before. It reports whether an alarm begins.
 func (r *recursion) settle(blocks int, dt float64, first *mark, sums []float64, count int64) bool {

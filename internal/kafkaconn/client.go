@@ -26,7 +26,8 @@ import (
 )
 
 const (
-	dialTimeout    = 10 * time.Second
+	dialTimeout    = 10 * time.Second // for as many brokers as are tried
+	connectTimeout = 3 * time.Second  // of one: a host that is off says nothing
 	requestTimeout = 30 * time.Second
 	metadataTTL    = 2 * time.Second // how soon a moved leader is found
 )
@@ -77,10 +78,10 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// dial connects to a broker. With TLS, authorities and certificates are read for
-// every connection, so that renewed ones take effect without a restart.
+// dial connects to a broker. With TLS, the files of authorities and certificates are
+// read for every connection, so that renewed ones take effect without a restart.
 func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	conn, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, network, address)
 	if err != nil || !c.tls.Enabled {
 		return conn, err
 	}
@@ -167,7 +168,7 @@ func (m *mskMechanism) Start(ctx context.Context) (sasl.StateMachine, []byte, er
 	return session, first, nil
 }
 
-// A localError is of what a connection needs from here: no broker is to blame.
+// A localError is of what a connection needs from here: a broker has no part in it.
 type localError struct{ err error }
 
 func (e *localError) Error() string { return e.err.Error() }

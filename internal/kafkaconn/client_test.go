@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -256,4 +257,25 @@ func TestDialerUntil(t *testing.T) {
 	if _, err := dialer.DialContext(t.Context(), "tcp", conn.Brokers[0]); err == nil {
 		t.Error("a connection was made after the end")
 	}
+}
+
+// A broker whose host says nothing is passed over for the next, in time.
+func TestSilentBroker(t *testing.T) {
+	silent := kafkatest.Silent(t)
+	alive := broker(t)
+	var group sync.WaitGroup
+	for range 8 { // each tries the two in an order of its own
+		group.Go(func() {
+			conn, err := kafkaconn.New(kafkaconn.Config{Brokers: []string{silent, alive}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			if _, err := conn.Kafka.Metadata(t.Context(), &kafka.MetadataRequest{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
 }

@@ -106,7 +106,7 @@ func (c *TLSConfig) load() (*tls.Config, error) {
 			return nil, fmt.Errorf("kafka.tls.cert_file %s, key_file %s: %w", c.CertFile, c.KeyFile, err)
 		}
 		// Not out.Certificates: of those none is sent where the broker names the root
-		// alone and an intermediate authority signed it.
+		// alone and the file lacks the intermediate authority that signed it.
 		out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	}
 	return out, nil

@@ -10,7 +10,7 @@ const panelWidth = 16
 const tileRows = 24
 
 // loops are the inner loops of one implementation. Each of them equals its
-// twin in loops_go.go to rounding, and reads and writes nothing else.
+// twin in Go to rounding, products to the last bit, and reads and writes nothing else.
 type loops struct {
 	rows int // of the left operand in a tile
 	// tile multiplies by one panel, wideTile by two, or is nil.
