@@ -104,8 +104,15 @@ func config(t *testing.T) *monitor.Config {
 }
 
 func TestComposeConfigurationLoads(t *testing.T) {
-	if _, err := monitor.LoadConfig("compose/oodmon.yml"); err != nil {
-		t.Error(err)
+	cfg, err := monitor.LoadConfig("compose/oodmon.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// compose.yml mounts the rules of the default configuration.
+	got, want := cfg.AlertParameters(), monitor.DefaultConfig().AlertParameters()
+	got.Config.Evaluate = want.Config.Evaluate
+	if got != want {
+		t.Errorf("the rules repeat %+v, and the configuration has %+v", want, got)
 	}
 }
 

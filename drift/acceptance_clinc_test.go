@@ -75,6 +75,7 @@ type clinc struct {
 	head    *model.Model
 	in, out scored // validation and test together; out of scope
 	inside  embeddings
+	val     int // so many of them are of validation, the first
 }
 
 func loadCLINC(t *testing.T) *clinc {
@@ -104,6 +105,9 @@ func loadCLINC(t *testing.T) *clinc {
 	}}
 	for _, name := range []string{"val", "test"} {
 		e := readEmbeddings(t, name)
+		if name == "val" {
+			d.val = len(e.label)
+		}
 		d.inside.x, d.inside.label = append(d.inside.x, e.x...), append(d.inside.label, e.label...)
 	}
 	d.in, d.out = d.score(t, d.inside.x), d.score(t, readEmbeddings(t, "oos_test").x)
@@ -140,31 +144,31 @@ func TestAcceptanceCLINC(t *testing.T) {
 	n := len(d.in.score)
 
 	const splits, calibrated, alpha = 200, 3000, .01
-	exceeded, sum, k := 0, 0., 0
-	for range splits {
-		order := r.Perm(n)
-		var calibration model.Calibration
-		{
-			var scores []float32
-			for _, i := range order[:calibrated] {
-				scores = append(scores, d.in.score[i])
-			}
-			calibration = model.NewCalibration(scores, make([]int32, len(scores)))
+	// rate returns the share of all others above the threshold of these, and its rank.
+	rate := func(of []int, others []int) (float64, int) {
+		var scores []float32
+		for _, i := range of {
+			scores = append(scores, d.in.score[i])
 		}
-		threshold, rank, err := calibration.Threshold(alpha, delta)
+		threshold, k, err := model.NewCalibration(scores, make([]int32, len(scores))).Threshold(alpha, delta)
 		if err != nil {
 			t.Fatal(err)
 		}
-		k = rank
 		flagged := 0
-		for _, i := range order[calibrated:] {
+		for _, i := range others {
 			if d.in.score[i] > threshold {
 				flagged++
 			}
 		}
-		rate := float64(flagged) / float64(n-calibrated)
-		sum += rate
-		if rate > alpha {
+		return float64(flagged) / float64(len(others)), k
+	}
+	exceeded, sum, k := 0, 0., 0
+	for range splits {
+		order := r.Perm(n)
+		var share float64
+		share, k = rate(order[:calibrated], order[calibrated:])
+		sum += share
+		if share > alpha {
 			exceeded++
 		}
 	}
@@ -179,7 +183,20 @@ func TestAcceptanceCLINC(t *testing.T) {
 		t.Fail()
 	}
 
-	// One half is the reference; from the other half records are drawn.
+	// As CLINC150 has them: its validation part, and then its test part.
+	parts := make([]int, n)
+	for i := range parts {
+		parts[i] = i
+	}
+	share, _ := rate(parts[:d.val], parts[d.val:])
+	mostShare := alpha + 2.326*math.Sqrt(alpha*(1-alpha)/float64(n-d.val))
+	t.Logf("false-positive rate at alpha=%g, calibrated on the validation part (%d), on the test part (%d): %.4f; at most %.4f", alpha, d.val, n-d.val, share, mostShare)
+	if share > mostShare {
+		t.Fail()
+	}
+
+	// One part is the reference; from the other records are drawn. The parts are drawn
+	// anew for each stream, or all streams would share the luck of one.
 	moved := make([]float32, len(d.inside.x))
 	direction, norm := make([]float64, clincDim), 0.
 	for j := range direction {

@@ -336,32 +336,46 @@ func TestForget(t *testing.T) {
 }
 
 // While no alarm begins, a stretch of the stream maps the evidence R before it to
-// P·R+V: the maps of two stretches compose to that of both.
+// P·R+V, wherever it is cut: the maps of all stretches compose to that of the whole.
 func TestEvidenceIsAffine(t *testing.T) {
-	const n = 4000
+	const n = 1000
 	r := rand.New(rand.NewPCG(9, 9))
 	calibration := normal(r, 10000)
 	scores := normal(r, n)
-	// run returns R of each bet after the records from..to, begun with `begin`.
-	run := func(detector string, from, to int, begin float64) []float64 {
-		s := simulate(calibration, setting{detector, 1e12, defaultTolerance, DefaultBlock}, 3)
-		for i := range s.b.r {
-			s.b.r[i] = begin
+	for name, set := range map[string]setting{
+		"shift":                     {Shift, 1e12, defaultTolerance, DefaultBlock},
+		"shift, blocks of 1":        {Shift, 1e12, Tolerance{}, 1},
+		"change":                    {Change, 1e12, defaultTolerance, DefaultBlock},
+		"change, without tolerance": {Change, 1e12, Tolerance{}, 1},
+	} {
+		// run returns R of each bet after n records, begun with R at from.
+		run := func(from, to int, begin float64) []float64 {
+			s := simulate(calibration, set, 3)
+			for i := range to {
+				if i == from {
+					for k := range s.b.r {
+						s.b.r[k] = begin
+					}
+				}
+				s.batch(scores[i:i+1], []int32{0}, float64(i+1))
+			}
+			return s.b.r
 		}
-		s.b.last, s.e.records = float64(from), int64(from)
-		for i := from; i < to; i++ {
-			s.batch(scores[i:i+1], []int32{0}, float64(i+1))
-		}
-		return s.b.r
-	}
-	for range 20 {
-		cut := DefaultBlock * (1 + r.IntN(n/DefaultBlock-2))
-		whole := run(Shift, 0, n, 0)
-		v1, v2, one := run(Shift, 0, cut, 0), run(Shift, cut, n, 0), run(Shift, cut, n, 1)
-		for i := range whole {
-			merged := (one[i]-v2[i])*v1[i] + v2[i]
-			if math.Abs(merged-whole[i]) > 1e-9*max(1, whole[i]) {
-				t.Errorf("cut at %d, bet %d: merged %g, in sequence %g", cut, i, merged, whole[i])
+		whole := run(0, n, 0)
+		for range 3 {
+			cuts := []int{0, 1 + r.IntN(n-1), 1 + r.IntN(n-1), 1 + r.IntN(n-1), n}
+			slices.Sort(cuts)
+			merged := make([]float64, len(whole))
+			for i, from := range cuts[:len(cuts)-1] {
+				v, one := run(from, cuts[i+1], 0), run(from, cuts[i+1], 1)
+				for k := range merged {
+					merged[k] = (one[k]-v[k])*merged[k] + v[k]
+				}
+			}
+			for k := range whole {
+				if math.Abs(merged[k]-whole[k]) > 1e-9*max(1, whole[k]) {
+					t.Errorf("%s cut at %d, bet %d: merged %g, in sequence %g", name, cuts, k, merged[k], whole[k])
+				}
 			}
 		}
 	}
@@ -621,20 +635,25 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestObserveAllocatesNothing(t *testing.T) {
-	f := newFixture(t, 10000, func(c *Config) { c.MaxSegments = 2 })
-	b := f.batch(0, 1024, kind{score: inControl, segment: "eu"})
-	next := func() {
-		f.now = f.now.Add(time.Second)
-		f.watch.Observe(b)
-		for i := range b.Offset {
-			b.Offset[i] += int64(len(b.Offset))
+	for name, change := range map[string]func(*Config){
+		"segments":    func(c *Config) { c.MaxSegments = 2 },
+		"projections": func(c *Config) { c.Projections, c.Incidents.IncludeEmbedding = true, true },
+	} {
+		f := newFixture(t, 10000, func(c *Config) { change(c); c.ReferenceRecords = 5000 })
+		b := f.batch(0, 1024, kind{score: inControl, segment: "eu", embedding: func(r *rand.Rand) []float32 { return normal(r, 64) }})
+		next := func() {
+			f.now = f.now.Add(time.Second)
+			f.watch.Observe(b)
+			for i := range b.Offset {
+				b.Offset[i] += int64(len(b.Offset))
+			}
 		}
-	}
-	for range 30 { // past the warm-up of the segment
-		next()
-	}
-	if n := testing.AllocsPerRun(50, next); n != 0 {
-		t.Errorf("%v allocations a batch, want 0", n)
+		for range 30 { // past the warm-up
+			next()
+		}
+		if n := testing.AllocsPerRun(50, next); n != 0 {
+			t.Errorf("%s: %v allocations a batch, want 0", name, n)
+		}
 	}
 }
 
