@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/csv"
 	"encoding/json"
@@ -8,11 +9,13 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/apache/arrow/go/v15/arrow/array"
@@ -461,17 +464,15 @@ func TestModels(t *testing.T) {
 	}
 }
 
-// Published, refused and failed have exit codes of their own.
-func TestRetrainExitCodes(t *testing.T) {
-	dir := t.TempDir()
-	config := func(rest string) string {
-		t.Helper()
-		path := filepath.Join(dir, "oodmon.yml")
-		data, err := filepath.Abs(digits("train.arrow"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		text := fmt.Sprintf(`
+// retraining writes a configuration, whose section retrain ends with rest, into dir.
+func retraining(t *testing.T, dir, rest string) string {
+	t.Helper()
+	path := filepath.Join(dir, "oodmon.yml")
+	data, err := filepath.Abs(digits("train.arrow"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf(`
 kafka: {brokers: ["localhost:9092"]}
 input: {topic: in}
 output: {topic: out}
@@ -479,11 +480,80 @@ dead_letter: {topic: dead}
 model: {registry: %q}
 retrain: {data: {files: [%q]}, recipe: {epochs: 2}%s}
 `, filepath.Join(dir, "registry"), data, rest)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A monitor that recommends retraining calls, and a model is published; anything else
+// that comes is refused.
+func TestRetrainWhenCalled(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.Command(program, "retrain", "--config", retraining(t, dir, ""), "--listen", "127.0.0.1:0", "--json")
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill() }()
+	address := ""
+	logs := bufio.NewScanner(stderr)
+	for address == "" && logs.Scan() {
+		if _, rest, found := strings.Cut(logs.Text(), "waiting for calls to retrain"); found {
+			_, address, _ = strings.Cut(rest, "address=")
+		}
+	}
+	logged := make(chan struct{})
+	go func() { // it must not fill up
+		defer close(logged)
+		for logs.Scan() {
+		}
+	}()
+	for _, c := range []struct {
+		body string
+		code int
+	}{
+		{"{", 400}, {`{"name": "default", "detector": "shift"}`, 400}, {`{"name": "other", "detector": "retrain"}`, 400},
+		{`{"id": "1-retrain", "name": "default", "detector": "retrain"}`, 202},
+	} {
+		answer, err := http.Post("http://"+address+"/", "application/json", strings.NewReader(c.body))
+		if err != nil {
 			t.Fatal(err)
 		}
-		return path
+		_ = answer.Body.Close()
+		if answer.StatusCode != c.code {
+			t.Errorf("%s: %s, want %d", c.body, answer.Status, c.code)
+		}
 	}
+	var report struct {
+		Result string `json:"result"`
+	}
+	if err := json.NewDecoder(stdout).Decode(&report); err != nil || report.Result != "published" {
+		t.Errorf("report %+v, %v", report, err)
+	}
+	if o := oodmon(t, 0, "model", "list", "--registry", filepath.Join(dir, "registry"), "--json"); strings.Count(o.stdout, `"version"`) != 1 {
+		t.Errorf("registry: %s", o.stdout)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-logged
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// Published, refused and failed have exit codes of their own.
+func TestRetrainExitCodes(t *testing.T) {
+	dir := t.TempDir()
+	config := func(rest string) string { return retraining(t, dir, rest) }
 	o := oodmon(t, 0, "retrain", "--config", config(""), "--json")
 	var report struct {
 		Result    string `json:"result"`

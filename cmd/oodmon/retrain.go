@@ -18,6 +18,7 @@ func newRetrainCommand() *cobra.Command {
 	var (
 		config string
 		every  time.Duration
+		listen string
 		asJSON bool
 	)
 	cmd := &cobra.Command{
@@ -32,6 +33,10 @@ that it has at the start. Running monitors take the new model in.
 The registry's lock keeps two runs apart, and what comes of a run is recorded in
 its history. Nothing half-written is ever in service.
 
+With --listen it keeps running, and retrains when a monitor recommends it: name the
+address in the monitor's drift.retrain_webhook. TLS and a password come from
+web.config_file. Calls that come while it retrains are followed by one more run.
+
 A candidate that equals the model in service, as one from unchanged data does, is
 not published: monitors would gather their evidence of drift anew for nothing.
 
@@ -39,7 +44,8 @@ Exit codes: 0 published, or unchanged, 3 refused by the gate (the report says wh
 2 wrong configuration.`,
 		Example: `  oodmon retrain --config oodmon.yml
   oodmon retrain --config oodmon.yml --json > report.json
-  oodmon retrain --config oodmon.yml --every 24h      # for hosts without cron`,
+  oodmon retrain --config oodmon.yml --every 24h      # for hosts without cron
+  oodmon retrain --config oodmon.yml --listen :9096   # when drift.retrain_webhook calls`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if every < 0 {
@@ -52,26 +58,58 @@ Exit codes: 0 published, or unchanged, 3 refused by the gate (the report says wh
 			if len(cfg.Retrain.Data.Files) == 0 && cfg.Retrain.Data.Topic == "" {
 				return withExit(exitUsage, fmt.Errorf("configuration %s: retrain.data: neither files nor a topic is set", config))
 			}
-			for {
-				err := retrainOnce(cmd, cfg, asJSON)
-				if every == 0 {
-					return err
-				}
-				if err != nil {
-					slog.Error("retraining ended without a new model", "error", err)
-				}
-				select {
-				case <-cmd.Context().Done():
-					return nil
-				case <-time.After(every):
-				}
+			if every == 0 && listen == "" {
+				return retrainOnce(cmd, cfg, asJSON)
 			}
+			return keepRetraining(cmd, cfg, every, listen, asJSON)
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", "oodmon.yml", "configuration file")
 	cmd.Flags().DurationVar(&every, "every", 0, "keep running, and retrain again so long after each run")
+	cmd.Flags().StringVar(&listen, "listen", "", "keep running, and retrain when drift.retrain_webhook calls this address (host:port)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON on standard output")
 	return cmd
+}
+
+// keepRetraining retrains after each span of every, and begins at once; every 0: only
+// when a monitor calls listen; listen "": nobody does.
+func keepRetraining(cmd *cobra.Command, cfg *monitor.Config, every time.Duration, listen string, asJSON bool) (err error) {
+	ctx, stop := context.WithCancel(cmd.Context())
+	defer stop()
+	cmd.SetContext(ctx)
+	var calls <-chan string
+	if listen != "" {
+		receiver, err := monitor.ListenForRetraining(cfg, listen, stop, slog.Default())
+		if err != nil {
+			return withExit(exitUsage, fmt.Errorf("--listen: %w", err))
+		}
+		defer func() {
+			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			defer cancel()
+			if failed := receiver.Close(closing); failed != nil {
+				err = fmt.Errorf("--listen: %w", failed)
+			}
+		}()
+		calls = receiver.Calls
+		slog.Info("waiting for calls to retrain", "address", receiver.Address())
+	}
+	for now := every > 0; ; now = true {
+		if now {
+			if err := retrainOnce(cmd, cfg, asJSON); err != nil {
+				slog.Error("retraining ended without a new model", "error", err)
+			}
+		}
+		var again <-chan time.Time
+		if every > 0 {
+			again = time.After(every)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again:
+		case <-calls:
+		}
+	}
 }
 
 func retrainOnce(cmd *cobra.Command, cfg *monitor.Config, asJSON bool) error {
