@@ -342,11 +342,9 @@ func TestEvidenceIsAffine(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 9))
 	calibration := normal(r, 10000)
 	scores := normal(r, n)
-	for name, set := range map[string]setting{
-		"shift":                     {Shift, 1e12, defaultTolerance, DefaultBlock},
-		"shift, blocks of 1":        {Shift, 1e12, Tolerance{}, 1},
-		"change":                    {Change, 1e12, defaultTolerance, DefaultBlock},
-		"change, without tolerance": {Change, 1e12, Tolerance{}, 1},
+	for _, set := range []setting{
+		{Shift, 1e12, defaultTolerance, DefaultBlock}, {Shift, 1e12, Tolerance{}, 1},
+		{Change, 1e12, defaultTolerance, DefaultBlock}, {Change, 1e12, Tolerance{}, 1},
 	} {
 		// run returns R of each bet after n records, begun with R at from.
 		run := func(from, to int, begin float64) []float64 {
@@ -374,7 +372,7 @@ func TestEvidenceIsAffine(t *testing.T) {
 			}
 			for k := range whole {
 				if math.Abs(merged[k]-whole[k]) > 1e-9*max(1, whole[k]) {
-					t.Errorf("%s cut at %d, bet %d: merged %g, in sequence %g", name, cuts, k, merged[k], whole[k])
+					t.Errorf("%+v cut at %d, bet %d: merged %g, in sequence %g", set, cuts, k, merged[k], whole[k])
 				}
 			}
 		}

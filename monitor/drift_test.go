@@ -370,11 +370,11 @@ func TestRetrainWebhook(t *testing.T) {
 	f.cfg.Drift.RetrainWebhook.URLFile = file
 	m, _ := f.run(t)
 	m.alarm(drift.Alarm{Detector: drift.Shift, Model: "0123456789ab"}) // no reason to call
-	m.alarm(drift.Alarm{Detector: drift.Retrain, Model: "0123456789ab"})
+	m.alarm(drift.Alarm{Detector: drift.Retrain, Model: "0123456789ab", Records: []drift.Sample{{ID: "most extreme", Embedding: []float32{.25}}}})
 	select {
 	case body := <-bodies:
 		var i Incident
-		if err := json.Unmarshal([]byte(body), &i); err != nil || i.Detector != drift.Retrain || i.Name != "test" || i.Model != "0123456789ab" {
+		if err := json.Unmarshal([]byte(body), &i); err != nil || i.Detector != drift.Retrain || i.Name != "test" || i.Model != "0123456789ab" || len(i.Records) != 1 || i.Records[0].ID != "most extreme" || i.Records[0].Embedding != nil {
 			t.Errorf("posted %s: %v", body, err)
 		}
 	case <-time.After(20 * time.Second):

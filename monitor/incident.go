@@ -221,7 +221,12 @@ func (m *Monitor) callWebhook(ctx context.Context, i *Incident) {
 	if address == "" {
 		return
 	}
-	text, err := json.Marshal(i)
+	call := *i
+	call.Records = slices.Clone(call.Records)
+	for k := range call.Records { // they are no matter of the receiver's
+		call.Records[k].Embedding = nil
+	}
+	text, err := json.Marshal(&call)
 	if err != nil {
 		m.log.Error("webhook for retraining not called", "incident", i.ID, "error", err)
 		return

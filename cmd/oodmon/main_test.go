@@ -17,9 +17,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/apache/arrow/go/v15/arrow/array"
 	"github.com/apache/arrow/go/v15/arrow/ipc"
+	"github.com/oodmon/oodmon/model"
 	"github.com/spf13/cobra"
 )
 
@@ -490,6 +492,16 @@ retrain: {data: {files: [%q]}, recipe: {epochs: 2}%s}
 // that comes is refused.
 func TestRetrainWhenCalled(t *testing.T) {
 	dir := t.TempDir()
+	registry := filepath.Join(dir, "registry")
+	oodmon(t, 0, "model", "import", "--registry", registry, "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--promote")
+	models, err := model.OpenRegistry(registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := models.Current(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(program, "retrain", "--config", retraining(t, dir, ""), "--listen", "127.0.0.1:0", "--json")
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -510,36 +522,54 @@ func TestRetrainWhenCalled(t *testing.T) {
 			_, address, _ = strings.Cut(rest, "address=")
 		}
 	}
-	logged := make(chan struct{})
-	go func() { // it must not fill up
+	logged, passedOver := make(chan struct{}), make(chan struct{}, 1)
+	go func() {
 		defer close(logged)
 		for logs.Scan() {
+			if strings.Contains(logs.Text(), "another model is in service by now") {
+				passedOver <- struct{}{}
+			}
 		}
 	}()
-	for _, c := range []struct {
-		body string
-		code int
-	}{
-		{"{", 400}, {`{"name": "default", "detector": "shift"}`, 400}, {`{"name": "other", "detector": "retrain"}`, 400},
-		{`{"id": "1-retrain", "name": "default", "detector": "retrain"}`, 202},
-	} {
-		answer, err := http.Post("http://"+address+"/", "application/json", strings.NewReader(c.body))
+	call := func(kind, body string, code int) {
+		t.Helper()
+		answer, err := http.Post("http://"+address+"/", kind, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = answer.Body.Close()
-		if answer.StatusCode != c.code {
-			t.Errorf("%s: %s, want %d", c.body, answer.Status, c.code)
+		if answer.StatusCode != code {
+			t.Errorf("%s: %s, want %d", body, answer.Status, code)
 		}
 	}
-	var report struct {
-		Result string `json:"result"`
+	recommends := func(name, version string) string {
+		return fmt.Sprintf(`{"id": "1-retrain", "name": %q, "detector": "retrain", "model": %q, "records": []}`, name, version)
 	}
-	if err := json.NewDecoder(stdout).Decode(&report); err != nil || report.Result != "published" {
+	call("application/json", "{", 400)
+	call("application/json", `{"name": "default", "detector": "shift"}`, 400)
+	call("application/json", recommends("other", first), 400)
+	call("text/plain", recommends("default", first), 400)
+	call("application/json", recommends("default", first), 202)
+	var report struct {
+		Result    string `json:"result"`
+		Candidate struct {
+			Version string `json:"version"`
+		} `json:"candidate"`
+	}
+	reports := json.NewDecoder(stdout)
+	if err := reports.Decode(&report); err != nil || report.Result != "published" || report.Candidate.Version == first {
 		t.Errorf("report %+v, %v", report, err)
 	}
-	if o := oodmon(t, 0, "model", "list", "--registry", filepath.Join(dir, "registry"), "--json"); strings.Count(o.stdout, `"version"`) != 1 {
-		t.Errorf("registry: %s", o.stdout)
+	second := report.Candidate.Version
+	call("application/json", recommends("default", first), 202) // it is in service no more
+	select {
+	case <-passedOver:
+	case <-time.After(30 * time.Second):
+		t.Error("a call about a model that is not in service is followed")
+	}
+	call("application/json", recommends("default", second), 202)
+	if err := reports.Decode(&report); err != nil || report.Result != "unchanged" {
+		t.Errorf("the third call is the second to be followed: %+v, %v", report, err)
 	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

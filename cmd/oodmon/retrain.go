@@ -35,7 +35,9 @@ its history. Nothing half-written is ever in service.
 
 With --listen it keeps running, and retrains when a monitor recommends it: name the
 address in the monitor's drift.retrain_webhook. TLS and a password come from
-web.config_file. Calls that come while it retrains are followed by one more run.
+web.config_file. Calls that come while it retrains are followed by one more run, if the
+model that they are about is still in service. A run that fails is tried twice more,
+five minutes later each. What is called for and not done when it ends, it forgets.
 
 A candidate that equals the model in service, as one from unchanged data does, is
 not published: monitors would gather their evidence of drift anew for nothing.
@@ -71,17 +73,28 @@ Exit codes: 0 published, or unchanged, 3 refused by the gate (the report says wh
 	return cmd
 }
 
+// What may pass, brokers out of reach or the registry's lock, is tried twice more, as
+// the chart's CronJob does.
+const (
+	retrainRetries    = 2
+	retrainRetryPause = 5 * time.Minute
+)
+
 // keepRetraining retrains after each span of every, and begins at once; every 0: only
 // when a monitor calls listen; listen "": nobody does.
 func keepRetraining(cmd *cobra.Command, cfg *monitor.Config, every time.Duration, listen string, asJSON bool) (err error) {
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
 	cmd.SetContext(ctx)
-	var calls <-chan string
+	models, err := model.OpenRegistry(cfg.Model.Registry)
+	if err != nil {
+		return err
+	}
+	var calls <-chan monitor.RetrainCall
 	if listen != "" {
-		receiver, err := monitor.ListenForRetraining(cfg, listen, stop, slog.Default())
-		if err != nil {
-			return withExit(exitUsage, fmt.Errorf("--listen: %w", err))
+		receiver, failed := monitor.ListenForRetraining(cfg, listen, stop, slog.Default())
+		if failed != nil {
+			return fmt.Errorf("--listen: %w", failed)
 		}
 		defer func() {
 			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
@@ -93,21 +106,42 @@ func keepRetraining(cmd *cobra.Command, cfg *monitor.Config, every time.Duration
 		calls = receiver.Calls
 		slog.Info("waiting for calls to retrain", "address", receiver.Address())
 	}
-	for now := every > 0; ; now = true {
-		if now {
-			if err := retrainOnce(cmd, cfg, asJSON); err != nil {
-				slog.Error("retraining ended without a new model", "error", err)
+	retries := 0
+	for due := every > 0; ; {
+		pause := every
+		if due {
+			failed := retrainOnce(cmd, cfg, asJSON)
+			if ctx.Err() != nil {
+				return nil
+			}
+			refused, _ := errors.AsType[*exitError](failed)
+			if failed != nil {
+				slog.Error("retraining ended without a new model", "error", failed)
+			}
+			if failed == nil || refused != nil || retries == retrainRetries {
+				retries = 0
+			} else {
+				retries++
+				if pause == 0 || pause > retrainRetryPause {
+					pause = retrainRetryPause
+				}
 			}
 		}
 		var again <-chan time.Time
-		if every > 0 {
-			again = time.After(every)
+		if pause > 0 {
+			again = time.After(pause)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-again:
-		case <-calls:
+			due = true
+		case call := <-calls:
+			// Another instance may have called for the same drift before.
+			current, err := models.Current(ctx)
+			if due = err != nil || current == call.Model; !due {
+				slog.Info("not retrained: another model is in service by now", "incident", call.ID, "model", call.Model, "in_service", current)
+			}
 		}
 	}
 }

@@ -49,7 +49,7 @@ httpHeaders:
 {{- /* The configuration: with retrain.onDrift, monitors call who retrains. */}}
 {{- define "oodmon.config" -}}
 {{- $config := deepCopy .Values.config }}
-{{- $called := dig "drift" "retrain_webhook" dict $config }}
+{{- $called := dig "drift" "retrain_webhook" dict $config | default dict }}
 {{- if and .Values.retrain.onDrift (not $called.url) (not $called.url_file) }}
 {{- $url := printf "%s://%s-retrain:9096/" (lower .Values.scheme) (include "oodmon.name" .) }}
 {{- $config = mergeOverwrite $config (dict "drift" (dict "retrain_webhook" (dict "url" $url))) }}
@@ -66,9 +66,14 @@ metadata:
     {{- with .root.Values.podLabels }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
-  {{- with .root.Values.podAnnotations }}
+  {{- if or .listen .root.Values.podAnnotations }}
   annotations:
+    {{- if .listen }}
+    checksum/config: {{ include "oodmon.config" .root | sha256sum }}
+    {{- end }}
+    {{- with .root.Values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- end }}
 spec:
   restartPolicy: {{ .restart }}
