@@ -50,13 +50,9 @@ func NewWebhook(cfg EvaluateConfig, m *Metrics, log *slog.Logger) (*Webhook, err
 	return w, nil
 }
 
-// address returns where to post. It reads the file anew each time: a token in it may be
-// renewed.
+// address returns where to post.
 func (w *Webhook) address() (string, error) {
-	if w.cfg.WebhookURLFile == "" {
-		return w.cfg.WebhookURL, nil
-	}
-	address, err := webhook.Read(w.cfg.WebhookURLFile)
+	address, err := webhook.Address(w.cfg.WebhookURL, w.cfg.WebhookURLFile)
 	if err != nil {
 		return "", fmt.Errorf("alerts.evaluate.webhook_url_file: %w", err)
 	}

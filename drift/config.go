@@ -117,10 +117,7 @@ func (c *Config) Validate() error {
 
 // Address returns where to post, or "". It reads URLFile anew each time.
 func (c *WebhookConfig) Address() (string, error) {
-	if c.URLFile == "" {
-		return c.URL, nil
-	}
-	address, err := webhook.Read(c.URLFile)
+	address, err := webhook.Address(c.URL, c.URLFile)
 	if err != nil {
 		return "", fmt.Errorf("drift.retrain_webhook.url_file: %w", err)
 	}

@@ -154,20 +154,6 @@ func TestDriftOnTheLine(t *testing.T) {
 	}
 }
 
-// Who may read the metrics may not take back an alarm, unless that is allowed.
-func TestAcknowledgingIsOffByDefault(t *testing.T) {
-	f := drifting(t)
-	m, _ := f.run(t)
-	resp, err := http.Post("http://"+m.Addresses()[0]+"/-/drift/acknowledge", "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusForbidden || !strings.Contains(string(text), "web.enable_lifecycle") {
-		t.Errorf("%s: %s, %v", resp.Status, text, err)
-	}
-}
-
 // A monitor that dies after a snapshot reads from a commit before it. No record
 // bets twice, the alarm is the same, and so are the offsets at the end.
 func TestDriftAfterReplay(t *testing.T) {

@@ -714,16 +714,19 @@ func TestProfilesAreOffByDefault(t *testing.T) {
 	}
 }
 
-func TestReloadOverHTTPIsOffByDefault(t *testing.T) {
-	f := newFixture(t)
+// Who may read the metrics may change nothing, unless that is allowed.
+func TestLifecycleIsOffByDefault(t *testing.T) {
+	f := drifting(t)
 	m, _ := f.run(t)
-	resp, err := http.Post("http://"+m.Addresses()[0]+"/-/reload", "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusForbidden {
-		t.Errorf("status %d, want 403", resp.StatusCode)
+	for _, path := range []string{"/-/reload", "/-/drift/acknowledge"} {
+		resp, err := http.Post("http://"+m.Addresses()[0]+path, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusForbidden || !strings.Contains(string(text), "web.enable_lifecycle") {
+			t.Errorf("%s: %s: %s, %v", path, resp.Status, text, err)
+		}
 	}
 }
 

@@ -32,12 +32,8 @@ type RetrainCall struct {
 // A RetrainReceiver takes the calls of drift.retrain_webhook: POST / with an incident
 // that recommends retraining. web.config_file holds for it too.
 type RetrainReceiver struct {
-	// Calls has one that nobody has followed yet. Further calls are answered, and are
-	// one with it.
-	Calls <-chan RetrainCall
-
 	name    string
-	calls   chan<- RetrainCall
+	calls   chan RetrainCall
 	reading sync.Mutex // one call at a time
 	address string
 	server  *server
@@ -53,14 +49,17 @@ func ListenForRetraining(cfg *Config, address string, stop func(), log *slog.Log
 	if err != nil {
 		return nil, err
 	}
-	calls := make(chan RetrainCall, 1)
-	r := &RetrainReceiver{Calls: calls, calls: calls, name: cfg.Name, address: listeners[0].Addr().String(), log: log}
+	r := &RetrainReceiver{calls: make(chan RetrainCall, 1), name: cfg.Name, address: listeners[0].Addr().String(), log: log}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /{$}", r.take)
 	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	r.server = serve(listeners, web, mux, stop, log)
 	return r, nil
 }
+
+// Calls has one that nobody has followed yet. Further calls are answered, and are one
+// with it.
+func (r *RetrainReceiver) Calls() <-chan RetrainCall { return r.calls }
 
 // Address returns where calls are taken.
 func (r *RetrainReceiver) Address() string { return r.address }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"github.com/apache/arrow/go/v15/arrow/array"
 	"github.com/apache/arrow/go/v15/arrow/ipc"
 	"github.com/oodmon/oodmon/model"
+	"github.com/oodmon/oodmon/monitor"
 	"github.com/spf13/cobra"
 )
 
@@ -577,6 +579,24 @@ func TestRetrainWhenCalled(t *testing.T) {
 	<-logged
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("ended with %v", err)
+	}
+}
+
+// A call about a model that is no longer in service does not put off the run that is
+// to be tried again.
+func TestCallPassedOverPutsOffNothing(t *testing.T) {
+	registry := filepath.Join(t.TempDir(), "registry")
+	oodmon(t, 0, "model", "import", "--registry", registry, "--head", digits("head.safetensors"), "--calibration", digits("calibration.arrow"), "--promote")
+	models, err := model.OpenRegistry(registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := make(chan monitor.RetrainCall, 1)
+	calls <- monitor.RetrainCall{Model: "000000000000"}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if !due(ctx, 200*time.Millisecond, calls, models) || len(calls) != 0 {
+		t.Errorf("no run is due, %d calls wait", len(calls))
 	}
 }
 

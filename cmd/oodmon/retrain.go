@@ -36,8 +36,9 @@ its history. Nothing half-written is ever in service.
 With --listen it keeps running, and retrains when a monitor recommends it: name the
 address in the monitor's drift.retrain_webhook. TLS and a password come from
 web.config_file. Calls that come while it retrains are followed by one more run, if the
-model that they are about is still in service. A run that fails is tried twice more,
-five minutes later each. What is called for and not done when it ends, it forgets.
+model that they are about is still in service. What is called for and not done when it
+ends, it forgets. With --every or --listen a run that fails is tried twice more, five
+minutes later each.
 
 A candidate that equals the model in service, as one from unchanged data does, is
 not published: monitors would gather their evidence of drift anew for nothing.
@@ -61,7 +62,7 @@ Exit codes: 0 published, or unchanged, 3 refused by the gate (the report says wh
 				return withExit(exitUsage, fmt.Errorf("configuration %s: retrain.data: neither files nor a topic is set", config))
 			}
 			if every == 0 && listen == "" {
-				return retrainOnce(cmd, cfg, asJSON)
+				return retrainOnce(cmd.Context(), cmd, cfg, asJSON)
 			}
 			return keepRetraining(cmd, cfg, every, listen, asJSON)
 		},
@@ -85,11 +86,6 @@ const (
 func keepRetraining(cmd *cobra.Command, cfg *monitor.Config, every time.Duration, listen string, asJSON bool) (err error) {
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
-	cmd.SetContext(ctx)
-	models, err := model.OpenRegistry(cfg.Model.Registry)
-	if err != nil {
-		return err
-	}
 	var calls <-chan monitor.RetrainCall
 	if listen != "" {
 		receiver, failed := monitor.ListenForRetraining(cfg, listen, stop, slog.Default())
@@ -103,52 +99,66 @@ func keepRetraining(cmd *cobra.Command, cfg *monitor.Config, every time.Duration
 				err = fmt.Errorf("--listen: %w", failed)
 			}
 		}()
-		calls = receiver.Calls
+		calls = receiver.Calls()
 		slog.Info("waiting for calls to retrain", "address", receiver.Address())
 	}
-	retries := 0
-	for due := every > 0; ; {
-		pause := every
-		if due {
-			failed := retrainOnce(cmd, cfg, asJSON)
-			if ctx.Err() != nil {
-				return nil
-			}
-			refused, _ := errors.AsType[*exitError](failed)
-			if failed != nil {
-				slog.Error("retraining ended without a new model", "error", failed)
-			}
-			if failed == nil || refused != nil || retries == retrainRetries {
-				retries = 0
-			} else {
-				retries++
-				if pause == 0 || pause > retrainRetryPause {
-					pause = retrainRetryPause
-				}
-			}
-		}
-		var again <-chan time.Time
-		if pause > 0 {
-			again = time.After(pause)
-		}
-		select {
-		case <-ctx.Done():
+	models, err := model.OpenRegistry(cfg.Model.Registry)
+	if err != nil {
+		return err
+	}
+	if every == 0 && !due(ctx, 0, calls, models) {
+		return nil
+	}
+	for retries := 0; ; {
+		failed := retrainOnce(ctx, cmd, cfg, asJSON)
+		if ctx.Err() != nil {
 			return nil
-		case <-again:
-			due = true
-		case call := <-calls:
-			// Another instance may have called for the same drift before.
-			current, err := models.Current(ctx)
-			if due = err != nil || current == call.Model; !due {
-				slog.Info("not retrained: another model is in service by now", "incident", call.ID, "model", call.Model, "in_service", current)
+		}
+		if failed != nil {
+			slog.Error("retraining ended without a new model", "error", failed)
+		}
+		pause := every
+		if _, refused := errors.AsType[*exitError](failed); failed == nil || refused || retries == retrainRetries {
+			retries = 0
+		} else {
+			retries++
+			if pause == 0 || pause > retrainRetryPause {
+				pause = retrainRetryPause
 			}
+		}
+		if !due(ctx, pause, calls, models) {
+			return nil
 		}
 	}
 }
 
-func retrainOnce(cmd *cobra.Command, cfg *monitor.Config, asJSON bool) error {
+// due waits until the next run is: after pause, where it is not 0, or with a call. It
+// reports false when ctx is done.
+func due(ctx context.Context, pause time.Duration, calls <-chan monitor.RetrainCall, models *model.Registry) bool {
+	var again <-chan time.Time
+	if pause > 0 {
+		again = time.After(pause)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-again:
+			return true
+		case call := <-calls:
+			// Another instance may have called for the same drift before.
+			current, err := models.Current(ctx)
+			if err != nil || current == call.Model {
+				return true
+			}
+			slog.Info("not retrained: another model is in service by now", "incident", call.ID, "model", call.Model, "in_service", current)
+		}
+	}
+}
+
+func retrainOnce(ctx context.Context, cmd *cobra.Command, cfg *monitor.Config, asJSON bool) error {
 	progress, done := progressBar(cmd.ErrOrStderr(), "fitting")
-	report, err := trainer.Retrain(cmd.Context(), cfg.Retrain, trainer.Broker{
+	report, err := trainer.Retrain(ctx, cfg.Retrain, trainer.Broker{
 		Kafka: cfg.Kafka,
 		Features: featurizer.Config{
 			Codec: cfg.Input.Codec, MaxMessageBytes: cfg.Input.MaxMessageBytes, IDHeader: cfg.Input.IDHeader, SegmentHeader: cfg.Input.SegmentHeader,

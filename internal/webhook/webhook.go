@@ -34,13 +34,17 @@ func Check(address string) error {
 	return nil
 }
 
-// Read returns the address that a file holds.
-func Read(file string) (string, error) {
+// Address returns where to post: address, or what the file holds where one is named. It
+// is read anew each time, since a token in it may be renewed.
+func Address(address, file string) (string, error) {
+	if file == "" {
+		return address, nil
+	}
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
 	}
-	address := strings.TrimSpace(string(text))
+	address = strings.TrimSpace(string(text))
 	if err := Check(address); err != nil {
 		return "", fmt.Errorf("%s: %w", file, err)
 	}

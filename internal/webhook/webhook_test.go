@@ -51,9 +51,12 @@ func TestPost(t *testing.T) {
 	}
 }
 
-func TestRead(t *testing.T) {
+func TestAddress(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "url")
-	if _, err := Read(file); err == nil {
+	if got, err := Address("https://host/itself", ""); got != "https://host/itself" || err != nil {
+		t.Errorf("without a file: %q, %v", got, err)
+	}
+	if _, err := Address("", file); err == nil {
 		t.Error("a file that is not there was read")
 	}
 	for text, want := range map[string]string{
@@ -66,7 +69,7 @@ func TestRead(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := Read(file)
+		got, err := Address("", file)
 		if got != want || (err == nil) != (want != "") || err != nil && strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: %q, %v, want %q", text, got, err, want)
 		}
