@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -56,7 +58,8 @@ func TestMSKIAM(t *testing.T) {
 	}
 }
 
-// Without credentials it is not the broker that is to blame.
+// Where there are no credentials, or nobody answers who would give some, it is not the
+// broker that is to blame.
 func TestMSKIAMWithoutCredentials(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"} {
 		t.Setenv(name, "")
@@ -64,17 +67,27 @@ func TestMSKIAMWithoutCredentials(t *testing.T) {
 	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
 	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
-	conn, err := New(Config{Brokers: []string{"b-1.example:9098"}, TLS: TLSConfig{Enabled: true}, SASL: SASLConfig{Mechanism: "aws-msk-iam", Region: "eu-central-1"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), -time.Second) // the machine's role is asked for in vain
-	defer cancel()
-	_, _, err = conn.Dialer.SASLMechanism.Start(sasl.WithMetadata(ctx, &sasl.Metadata{Host: "b-1.example", Port: 9098}))
-	if !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("without credentials: %v", err)
-	}
-	if told := conn.explain("b-1.example:9098", err).Error(); !strings.HasPrefix(told, "kafka.sasl: get AWS's credentials: ") {
-		t.Errorf("told %s", told)
+	over := make(chan struct{})
+	silent := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-over }))
+	defer silent.Close()
+	defer close(over) // the SDK's call outlives the context
+	for _, uri := range []string{"", silent.URL} {
+		t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri)
+		conn, err := New(Config{Brokers: []string{"b-1.example:9098"}, TLS: TLSConfig{Enabled: true}, SASL: SASLConfig{Mechanism: "aws-msk-iam", Region: "eu-central-1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		_, _, err = conn.Dialer.SASLMechanism.Start(sasl.WithMetadata(ctx, &sasl.Metadata{Host: "b-1.example", Port: 9098}))
+		if err == nil {
+			t.Fatalf("credentials from %q", uri)
+		}
+		if told := conn.explain("b-1.example:9098", err).Error(); !strings.HasPrefix(told, "kafka.sasl: get AWS's credentials: ") {
+			t.Errorf("from %q: told %s", uri, told)
+		}
+		if uri != "" && !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("nobody answers: %v", err)
+		}
 	}
 }
