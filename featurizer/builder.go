@@ -115,6 +115,7 @@ type Builder struct {
 	rows    jsonArray
 	stream  streamReader
 	taken   bool
+	shared  shared // of the message in hand
 	// contentType was the last, and contentCodec is its codec.
 	contentType  []byte
 	contentCodec string
@@ -166,6 +167,7 @@ func (b *Builder) Append(m Message) {
 		b.Reset()
 	}
 	start, firstReject := b.columns.len(), len(b.rejects)
+	b.shared = shared{}
 	if err := b.decode(&m); err != nil {
 		// A message that is broken half-way is rejected whole.
 		b.columns.truncate(start)
@@ -194,7 +196,7 @@ func (b *Builder) Take() (arrow.Record, []Reject) {
 func (b *Builder) Reset() {
 	b.columns.truncate(0)
 	clear(b.rejects)
-	b.rejects, b.taken = b.rejects[:0], false
+	b.rejects, b.taken, b.shared = b.rejects[:0], false, shared{}
 }
 
 // A decodeError is a rejection of what is being decoded.
@@ -388,25 +390,35 @@ func messageMicros(m *Message) int64 {
 
 // close ends a row; what the record does not say itself comes from the message.
 func (b *Builder) close(m *Message, id, label, segment optional, micros int64, row int32) {
-	text := id.text
+	if !b.shared.known && !(id.valid && segment.valid) {
+		b.shared = b.sharedOf(m)
+	}
 	if !id.valid {
-		text = b.fallbackID(m)
+		id = b.shared.id
 	}
 	if !segment.valid {
-		if s := m.header(b.cfg.SegmentHeader); len(s) > 0 {
-			segment = optional{printable(s), true}
-		} else if b.cfg.SegmentFromKey && len(m.Key) > 0 {
-			segment = optional{printable(m.Key), true}
-		}
+		segment = b.shared.segment
 	}
-	b.columns.close(text, label, segment, micros, place{m.Partition, m.Offset, row})
+	b.columns.close(id.text, label, segment, micros, place{m.Partition, m.Offset, row})
 }
 
-func (b *Builder) fallbackID(m *Message) []byte {
+// shared is what all rows of a message have that do not say it themselves.
+type shared struct {
+	known       bool
+	id, segment optional
+}
+
+func (b *Builder) sharedOf(m *Message) shared {
+	s := shared{known: true, id: optional{text: printable(m.Key)}}
 	if id := m.header(b.cfg.IDHeader); len(id) > 0 {
-		return printable(id)
+		s.id.text = printable(id)
 	}
-	return printable(m.Key)
+	if segment := m.header(b.cfg.SegmentHeader); len(segment) > 0 {
+		s.segment = optional{printable(segment), true}
+	} else if b.cfg.SegmentFromKey && len(m.Key) > 0 {
+		s.segment = optional{printable(m.Key), true}
+	}
+	return s
 }
 
 // maxShared bounds what all rows of a message have from its key or a header:
