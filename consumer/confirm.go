@@ -17,6 +17,7 @@ const forgetfulTime = 30 * time.Second
 func (w *worker) begin(offset int64) {
 	w.position, w.handled, w.committed = offset, offset, offset
 	w.confirmed, w.told = false, time.Now()
+	w.asked, w.missed = false, nil
 }
 
 // reach says that the group has committed an offset of the partition, or none yet.

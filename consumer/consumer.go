@@ -408,6 +408,9 @@ type worker struct {
 	when      time.Time // of the last commit
 	held      time.Time // when the open transaction was seen that holds records back, or last told of; zero: none
 	retry     backoff
+
+	asked  bool   // for what was missed
+	missed []Span // of that, what is to come
 }
 
 // fetchSize is how much is asked of one partition at a time: with many, less, so
@@ -497,6 +500,12 @@ func (w *worker) step(handler Handler) error {
 	}
 	if w.vanished {
 		return w.revisit()
+	}
+	if !w.asked && w.cfg.Missed != nil {
+		w.asked, w.missed = true, w.cfg.Missed(w.partition, w.position)
+	}
+	if len(w.missed) > 0 {
+		return w.makeUp(handler)
 	}
 	idle := true
 	err := w.fetch(w.running, func(b *Batch, next int64) error {

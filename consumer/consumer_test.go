@@ -233,7 +233,7 @@ func TestConsumer(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *kafkatest.Broker){
 		"resumes after the commit": testResume, "repeats what the handler refused": testHandlerFailure,
 		"shares with another member": testRebalance, "reads added partitions from their start": testAddedPartition,
-		"counts what retention removed": testGap, "offset out of range": testOutOfRange, "oversized": testOversized,
+		"counts what retention removed": testGap, "offset out of range": testOutOfRange, "oversized": testOversized, "missed": testMissed,
 		"codecs": testCodecs, "transactions": testTransactions, "drains": testDrain, "gives a hanging batch up": testHangingHandler,
 		"latest": testLatest, "bounds batches": testBounds, "ReadRange": testReadRange,
 	} {

@@ -54,7 +54,13 @@ type Batch struct {
 	// Claim is nil, or where Config.Fence is set what the handler has to commit in
 	// the transaction that holds all that the batch led to.
 	Claim *Claim
+	// Missed says that the batch comes from Config.Missed: all that it led to is
+	// acknowledged and committed.
+	Missed bool
 }
+
+// A Span is a run of offsets of one partition: From, and all before To.
+type Span struct{ From, To int64 }
 
 // A Handler processes the batches of one partition, in order, one at a time.
 // A nil error means that everything which the batch led to is durably
@@ -104,6 +110,9 @@ type Config struct {
 	// Release is called where the group still holds an offset of a transaction
 	// back after Fence, of which the marker was lost. It writes the marker.
 	Release func(ctx context.Context, partition int, group string) error
+	// Missed, where it isn't nil, returns what of a partition below the committed
+	// offset the handler has to see again, before it sees what follows that offset.
+	Missed func(partition int, committed int64) []Span
 }
 
 func (c *Config) validate() error {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -313,6 +314,116 @@ func TestKilledAndReplayed(t *testing.T) {
 	for i := range want {
 		if a, b := got[i], want[i]; a.Detector != b.Detector || a.Time != b.Time || a.Evidence != b.Evidence || a.Onset != b.Onset {
 			t.Errorf("alarm %d: %+v, without kills %+v", i, a, b)
+		}
+	}
+}
+
+// Batches that were acknowledged and committed after the last snapshot do not come again
+// by themselves. The journal tells a process which they were: with them it goes on as one
+// that was not killed. It dies before and after a batch has bet, in the middle of writing
+// an entry, and between a snapshot and the journal's next beginning.
+func TestKilledAfterTheCommit(t *testing.T) {
+	path := func() string { return filepath.Join(t.TempDir(), "state") }
+	script := newFixture(t, 10000, nil)
+	var batches []*Batch
+	var times []time.Time
+	for i := range 240 {
+		score := inControl
+		if i > 120 {
+			score = mixed(.3)
+		}
+		script.now = script.now.Add(5 * time.Second)
+		batches = append(batches, script.batch(int32(i%3), 50, kind{score: score}))
+		times = append(times, script.now)
+	}
+	from := func(b *Batch) int64 { return b.Offset[0] }
+	to := func(b *Batch) int64 { return b.Offset[len(b.Offset)-1] + 1 }
+	at := make(map[Span]int) // by partition and first offset
+	for i, b := range batches {
+		at[Span{int64(b.Partition), from(b)}] = i
+	}
+	play := func(killed bool) (f *fixture, again int) {
+		file := path()
+		f = newFixture(t, 10000, func(c *Config) { c.StateFile = file })
+		f.watch.options.key = 77
+		r := rand.New(rand.NewPCG(3, 3))
+		save := func() {
+			if err := f.watch.Save(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		save()
+		for i, b := range batches {
+			f.now = times[i]
+			f.watch.Announce(b.Partition, from(b), to(b))
+			dies := killed && r.IntN(12) == 0
+			before := dies && r.IntN(2) == 0
+			if !before {
+				f.watch.Observe(b)
+			}
+			if killed && r.IntN(15) == 0 {
+				journal, err := os.ReadFile(file + journalSuffix)
+				if err != nil {
+					t.Fatal(err)
+				}
+				save()
+				if r.IntN(2) == 0 { // as if it had died before the journal began anew
+					if err := os.WriteFile(file+journalSuffix, journal, 0o600); err != nil {
+						t.Fatal(err)
+					}
+					dies = true
+				}
+			}
+			if !dies {
+				continue
+			}
+			if r.IntN(2) == 0 { // an entry of which only a part was written
+				torn, err := os.OpenFile(file+journalSuffix, os.O_APPEND|os.O_WRONLY, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := torn.Write(make([]byte, 1+r.IntN(journalEntry-1))); err != nil {
+					t.Fatal(err)
+				}
+				torn.Close()
+			}
+			f.open()
+			var missed []int
+			for partition := range int32(3) {
+				for _, s := range f.watch.Missed(partition, to(batches[i-i%3+int(partition)])) {
+					for from := s.From; from < s.To; from += 50 {
+						if n, ok := at[Span{int64(partition), from}]; ok && n <= i {
+							missed = append(missed, n)
+						}
+					}
+				}
+			}
+			slices.Sort(missed) // in the order of the first time: only then the bits are the same
+			for _, n := range missed {
+				f.now = times[n]
+				f.watch.Observe(batches[n])
+				again++
+			}
+			for partition := range int32(3) {
+				if s := f.watch.Missed(partition, to(b)); len(s) > 0 {
+					t.Fatalf("missed again: %v", s)
+				}
+			}
+		}
+		return f, again
+	}
+	want, _ := play(false)
+	got, again := play(true)
+	if again < 20 {
+		t.Fatalf("%d batches were missed: the test shows nothing", again)
+	}
+	if got.watch.stream.records != 240*50 {
+		t.Errorf("%d records bet, want %d", got.watch.stream.records, 240*50)
+	}
+	a, b := got.watch.Status().Detectors, want.watch.Status().Detectors
+	for i := range b {
+		if a[i].Alarms != b[i].Alarms || b[i].Alarms == 0 || a[i].Evidence != b[i].Evidence || !a[i].Onset.Equal(b[i].Onset) {
+			t.Errorf("%+v, without kills %+v", a[i], b[i])
 		}
 	}
 }

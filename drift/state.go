@@ -80,39 +80,43 @@ func (w *Watch) configuration() string {
 
 // Save writes the state file: a reader sees the old one or the new.
 func (w *Watch) Save() error {
+	w.saving.Lock() // or an older state might take the place of a newer one
+	defer w.saving.Unlock()
 	now := w.clock()
 	w.mu.Lock()
-	state := w.encode(now)
+	state, watermarks := w.encode(now), maps.Clone(w.watermarks)
 	w.mu.Unlock()
 	if err := atomicfile.Write(w.cfg.StateFile, state, 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", w.cfg.StateFile, err)
 	}
+	w.inJournal(func(j *journal) error { return j.keep(watermarks) })
 	w.mu.Lock()
 	w.snapshot = now
 	w.mu.Unlock()
 	return nil
 }
 
-// restore takes over the state file, or says why it does not.
-func (w *Watch) restore() {
+// restore takes over the state file and reports true, or says why it does not.
+func (w *Watch) restore() bool {
 	path := w.cfg.StateFile
 	content, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		w.log.Info("no drift state yet: evidence starts at 0", "file", path)
-		return
+		return false
 	case err == nil:
 		err = w.decode(content)
 	}
 	if err == nil {
 		w.log.Info("drift state restored", "file", path, "written", w.snapshot, "evidence_seconds", w.stream.shift.evidence)
-		return
+		return true
 	}
 	if errors.Is(err, errOtherState) {
 		w.log.Info("drift state not taken over: evidence starts at 0", "file", path, "reason", err)
-		return
+		return false
 	}
 	w.log.Warn("drift state not readable: evidence starts at 0", "file", path, "error", err)
+	return false
 }
 
 func (w *Watch) encode(now time.Time) []byte {

@@ -182,6 +182,131 @@ func TestStateCannotBeWritten(t *testing.T) {
 	}
 }
 
+// What a journal holds belongs to the evidence of its state file, and to the topic that was.
+func TestJournalGoesWithTheEvidence(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	f := small(t, file)
+	missed := func(want ...Span) {
+		t.Helper()
+		if got := f.watch.Missed(0, 1000); !slices.Equal(got, want) {
+			t.Errorf("missed %v, want %v", got, want)
+		}
+	}
+	if err := f.watch.Save(); err != nil { // up to offset 129
+		t.Fatal(err)
+	}
+	f.watch.Announce(0, 120, 140)
+	f.watch.Announce(0, 140, 150)
+	f.watch.Announce(0, 140, 150) // after a failure
+	f.watch.Announce(0, 300, 400) // another member had what is between
+	f.watch.Announce(1, 0, 7)
+	missed(Span{130, 150}, Span{300, 400})
+	if got := f.watch.Missed(0, 145); !slices.Equal(got, []Span{{130, 145}}) {
+		t.Errorf("before the commit of offset 145 %v are missed", got)
+	}
+	f.open()
+	missed(Span{130, 150}, Span{300, 400})
+	f.watch.Forget(0, 5)
+	missed()
+	f.open()
+	missed()
+	if got := f.watch.Missed(1, 1000); !slices.Equal(got, []Span{{0, 7}}) {
+		t.Errorf("of partition 1 %v are missed", got)
+	}
+	other := f.base
+	other.Model = "ffffffffffff"
+	f.watch.Rebase(other)
+	f.open()
+	if got := f.watch.Missed(1, 1000); got != nil {
+		t.Errorf("another model misses %v", got)
+	}
+	f.watch.Announce(1, 0, 7)
+	f.base.Model = "eeeeeeeeeeee" // the state is of another model
+	f.open()
+	if got := f.watch.Missed(1, 1000); got != nil {
+		t.Errorf("another model misses %v", got)
+	}
+}
+
+// A journal that cannot be written is told of once, and once again when it can.
+func TestJournalCannotBeWritten(t *testing.T) {
+	f := small(t, filepath.Join(t.TempDir(), "state"))
+	writable := f.watch.journal.file
+	readOnly, err := os.Open(writable.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer readOnly.Close()
+	f.watch.journal.file = readOnly
+	f.log.Reset()
+	f.watch.Announce(0, 500, 510)
+	f.watch.Announce(0, 510, 520)
+	if n := strings.Count(f.log.String(), "drift journal not written"); n != 1 {
+		t.Errorf("told %d times:\n%s", n, f.log.String())
+	}
+	f.watch.journal.file = writable
+	if err := f.watch.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(f.log.String(), "drift journal written again") {
+		t.Errorf("the log says\n%s", f.log.String())
+	}
+	f.open()
+	if got := f.watch.Missed(0, 1000); !slices.Equal(got, []Span{{500, 520}}) {
+		t.Errorf("missed %v", got)
+	}
+}
+
+// A journal stays small, however many spans there are and however long no snapshot comes.
+func TestJournalIsBounded(t *testing.T) {
+	f := small(t, filepath.Join(t.TempDir(), "state"))
+	for i := range int64(maxJournal/journalEntry + 100) {
+		f.watch.Announce(0, 1000+2*i, 1001+2*i)
+	}
+	info, err := os.Stat(f.watch.journal.file.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Size() > maxJournal+journalEntry || len(f.watch.journal.spans[0]) > maxSpans {
+		t.Errorf("%d bytes, %d spans", info.Size(), len(f.watch.journal.spans[0]))
+	}
+	f.open()
+	if got := f.watch.Missed(0, 1<<40); len(got) < maxSpans/2 || len(got) > maxSpans || got[len(got)-1].From != 1000+2*int64(maxJournal/journalEntry+99) {
+		t.Errorf("%d spans", len(got))
+	}
+}
+
+// Whatever a journal holds, the spans that are missed are in order, apart and within
+// what is asked for, and they are the same after it was written anew.
+func FuzzJournal(f *testing.F) {
+	f.Add(appendEntry(appendEntry(appendEntry(nil, 1, Span{5, 9}), 1, Span{8, 20}), 1, Span{0, 3}))
+	f.Add(appendEntry(nil, -1, Span{1 << 62, -5}))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		for i := 0; i+journalEntry <= len(content); i += journalEntry { // checksums that hold
+			content = append(slices.Clone(content[:i]), append(appendEntry(nil, int32(binary.LittleEndian.Uint32(content[i:])),
+				Span{int64(binary.LittleEndian.Uint64(content[i+4:])), int64(binary.LittleEndian.Uint64(content[i+12:]))}), content[i+journalEntry:]...)...)
+		}
+		open := func(content []byte) *Watch {
+			return &Watch{journal: &journal{spans: readJournal(content)}, watermarks: map[int32]int64{0: 41}}
+		}
+		w := open(content)
+		again := open(w.journal.encode())
+		for partition := range w.journal.spans {
+			spans := w.Missed(partition, 1<<50)
+			if !slices.Equal(spans, again.Missed(partition, 1<<50)) {
+				t.Fatalf("written anew, partition %d has other spans", partition)
+			}
+			at := w.watermarks[partition] - 1
+			for _, s := range spans {
+				if s.From <= at || s.To <= s.From || s.To > 1<<50 {
+					t.Fatalf("spans %v", spans)
+				}
+				at = s.To
+			}
+		}
+	})
+}
+
 // Whatever a state holds, it is taken over or refused.
 func FuzzState(f *testing.F) {
 	x := small(f, "")

@@ -1,6 +1,7 @@
 package drift
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -32,6 +33,7 @@ type Watch struct {
 	clock  func() time.Time
 	log    *slog.Logger
 
+	saving      sync.Mutex
 	mu          sync.Mutex
 	options     options
 	base        Baseline
@@ -43,6 +45,7 @@ type Watch struct {
 	projector   projector
 	watermarks  map[int32]int64 // of each partition, the last offset that was observed
 	snapshot    time.Time
+	journal     *journal
 }
 
 // New returns a Watch without evidence, or with that of the configured state
@@ -63,9 +66,9 @@ func New(cfg Config, source string, base Baseline, clock func() time.Time, reg p
 	w.options.key = binary.LittleEndian.Uint64(key[:])
 	w.begin(base)
 	if cfg.StateFile != "" {
-		w.restore()
+		unopened := w.recall(w.restore())
 		// What cannot be written is better known now than at the first snapshot.
-		switch err := w.Save(); {
+		switch err := cmp.Or(w.Save(), unopened); {
 		case full(err):
 			w.log.Error("drift state not saved; scoring goes on without", "error", err)
 		case err != nil:
@@ -126,6 +129,7 @@ func (w *Watch) Rebase(base Baseline) {
 	w.begin(base)
 	w.stream.recommendedAt, w.stream.featureSums = old.recommendedAt, old.featureSums
 	w.stream.shift.alarms, w.stream.change.alarms = old.shift.alarms, old.change.alarms
+	w.inJournal((*journal).clear)
 	w.log.Info("drift evidence starts at 0 with the new model", "model", base.Model)
 }
 
@@ -249,6 +253,10 @@ func (w *Watch) Forget(partition int32, end int64) {
 	defer w.mu.Unlock()
 	if at, ok := w.watermarks[partition]; ok && at >= end {
 		delete(w.watermarks, partition)
+		w.inJournal(func(j *journal) error {
+			delete(j.spans, partition)
+			return j.rewrite()
+		})
 		w.log.Warn("the log ends before the last record that drift has seen: the topic was made anew", "partition", partition, "seen", at, "end", end)
 	}
 }

@@ -73,15 +73,18 @@ func (w *worker) prepareDrift(b *consumer.Batch, now *live, rec arrow.Record) er
 			return err
 		}
 	}
+	if last := len(b.Messages) - 1; !b.Missed {
+		m.drift.Announce(in.Partition, b.Messages[0].Offset, b.Messages[last].Offset+b.Messages[last].More+1)
+	}
 	return nil
 }
 
 // observeDrift lets the records of a batch bet. It comes after all that the batch
 // led to is acknowledged: what is not acknowledged comes again, and has not bet.
 // What is not committed comes again too, and has: the Watch passes it over by its
-// watermark, or has lost it with the process that died, bets and all. A transaction
-// that was committed though its commit is an error never bets, nor counts: its records
-// do not come again.
+// watermark, or has lost it with the process that died, bets and all. What is committed
+// and has not bet, since the process was killed or a transaction was committed though
+// its commit is an error, was announced: it comes again to bet, but is not counted.
 func (w *worker) observeDrift(b *consumer.Batch) {
 	m := w.m
 	if m.drift == nil {

@@ -89,14 +89,18 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
 	}
 	rejects = append(rejects, invalid...)
+	if err := w.prepareDrift(b, now, rec); err != nil {
+		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
+	}
+	if b.Missed { // all the rest was done
+		w.observeDrift(b)
+		return nil
+	}
 	results, err := w.results.Build(rec, &w.scores, now.model, b.Topic, m.cfg.Output.When == "ood")
 	if err != nil {
 		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
 	}
 	defer results.Release()
-	if err := w.prepareDrift(b, now, rec); err != nil {
-		return fmt.Errorf("%s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
-	}
 	start = m.metrics.stage(stageScore, start)
 
 	// Dead letters go first: what refuses them for good has not all scores sent again.
@@ -253,14 +257,23 @@ func newSink(cfg *Config, conn *kafkaconn.Client, reg prometheus.Registerer, log
 	}, conn, reg, log)
 }
 
-func newConsumer(cfg *Config, conn *kafkaconn.Client, producer *sink.Producer, newHandler func() consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
+func newConsumer(cfg *Config, conn *kafkaconn.Client, producer *sink.Producer, watch *drift.Watch, newHandler func() consumer.Handler, reg prometheus.Registerer, log *slog.Logger) (*consumer.Consumer, error) {
 	var fence func(context.Context, int) error
 	var release func(context.Context, int, string) error
 	if cfg.Output.Delivery == exactlyOnce {
 		fence, release = producer.Fence, producer.Release
 	}
+	var missed func(int, int64) []consumer.Span
+	if watch != nil {
+		missed = func(partition int, committed int64) (all []consumer.Span) {
+			for _, s := range watch.Missed(int32(partition), committed) {
+				all = append(all, consumer.Span(s))
+			}
+			return all
+		}
+	}
 	return consumer.New(consumer.Config{
-		Fence: fence, Release: release,
+		Fence: fence, Release: release, Missed: missed,
 		Topic: cfg.Input.Topic, Group: cfg.Input.Group, Start: cfg.Input.Start, OutOfRange: cfg.Input.OutOfRange,
 		MaxRecords: cfg.Input.Batch.MaxRecords, MaxBytes: cfg.Input.Batch.MaxBytes, MaxWait: cfg.Input.Batch.MaxWait,
 		MaxMessageBytes: cfg.Input.MaxMessageBytes, SessionTimeout: cfg.Input.SessionTimeout, DrainTimeout: cfg.Shutdown.DrainTimeout,

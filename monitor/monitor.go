@@ -86,7 +86,7 @@ func New(ctx context.Context, cfg *Config, log *slog.Logger) (*Monitor, error) {
 	if err := m.sink.Check(ctx); err != nil {
 		return nil, err
 	}
-	if m.consumer, err = newConsumer(cfg, m.conn, m.sink, m.newHandler, series, log); err != nil {
+	if m.consumer, err = newConsumer(cfg, m.conn, m.sink, m.drift, m.newHandler, series, log); err != nil {
 		return nil, err
 	}
 	if m.listeners, err = listen(cfg.Web); err != nil {

@@ -1,13 +1,21 @@
 package faults
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/oodmon/oodmon/drift"
 	"github.com/oodmon/oodmon/internal/kafkatest"
+	"github.com/oodmon/oodmon/monitor"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // The tests of this file run on the embedded broker too, without proxies.
@@ -61,6 +69,99 @@ func TestMonitorKilled(t *testing.T) {
 		a := d.settle()
 		t.Logf("%d records in, 0 lost, %d twice", a.in, a.twice)
 	})
+}
+
+// A monitor that is killed again and again, and whose only snapshot of its drift state
+// is that of its first start, ends with the evidence of one that runs on: each record
+// bets once, and the alarms are the same.
+func TestKilledMonitorHasTheSameAlarms(t *testing.T) {
+	for _, delivery := range []string{atLeastOnce, exactlyOnce} {
+		t.Run(delivery, func(t *testing.T) {
+			broker := kafkatest.Start(t)
+			bet, alarms := betsAndAlarms(t, deploy(t, broker, fmt.Sprintf("%q", broker.Address), "runs", delivery, ""), false)
+			betKilled, alarmsKilled := betsAndAlarms(t, deploy(t, broker, fmt.Sprintf("%q", broker.Address), "killed", delivery, ""), true)
+			if bet != 4000 || betKilled != bet {
+				t.Errorf("%d records bet, with kills %d; 4000 were sent", bet, betKilled)
+			}
+			if len(alarms) == 0 || !slices.Equal(alarms, alarmsKilled) {
+				t.Errorf("alarms %v, with kills %v", alarms, alarmsKilled)
+			}
+		})
+	}
+}
+
+// betsAndAlarms sends 4,000 records, of which the last 1,000 drift. It returns how many
+// have bet in the end, and of each alarm its detector and the offset of its onset.
+func betsAndAlarms(t *testing.T, d *deployment, kill bool) (bet int64, alarms []string) {
+	dir := filepath.Dir(d.config)
+	incidents := filepath.Join(dir, "incidents")
+	d.setting("", fmt.Sprintf(`drift: {state_file: %q, snapshot_interval: 1h, mean_time_to_false_alarm: 1h, block: 16, reference_records: 1000, max_segments: 1, incidents: {dir: %q}}`,
+		filepath.Join(dir, "drift"), incidents))
+	d.start()
+	random := rand.New(rand.NewPCG(1, 1))
+	for _, portion := range []struct {
+		records int
+		drifted float64
+	}{{1500, 0}, {1500, 0}, {200, .3}, {400, .3}, {400, .3}} {
+		had := d.ledger.results()
+		for range portion.records / 50 {
+			var records []*kgo.Record
+			for range 50 {
+				value := embedding(random)
+				if random.Float64() < portion.drifted {
+					value = bytes.Repeat([]byte{0, 0, 128, 63}, dim)
+				}
+				records = append(records, &kgo.Record{Topic: d.in, Value: value})
+			}
+			d.Produce(records...)
+		}
+		if kill {
+			kafkatest.Eventually(t, patience, func() error {
+				if got := d.ledger.results() - had; got < portion.records/2 {
+					return fmt.Errorf("%d results", got)
+				}
+				return nil
+			})
+			d.end(d.monitors[0], syscall.SIGKILL)
+			d.start()
+		}
+	}
+	kafkatest.Eventually(t, patience, func() error {
+		if at := d.Committed(d.name, d.in)[0]; at < 4000 {
+			return fmt.Errorf("4000 records were sent, the group is at %d", at)
+		}
+		return nil
+	})
+	var status struct{ Drift drift.Status }
+	err := kafkatest.Within(time.Minute, func() error { // what was committed before the last kill bets now
+		_, body := d.get("/api/v1/status")
+		if err := json.Unmarshal([]byte(body), &status); err != nil {
+			return err
+		}
+		if s := status.Drift.Segments; len(s) != 1 || s[0].Records < 4000 {
+			return fmt.Errorf("of 4000 records not all have bet: %s", body)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.end(d.monitors[0], syscall.SIGTERM)
+	if text := d.logged(); strings.Count(text, "evidence starts at 0") != 1 { // at the first start
+		t.Errorf("the state was not taken over:\n%s", text)
+	}
+	for _, s := range status.Drift.Detectors {
+		alarms = append(alarms, fmt.Sprintf("%s: %d", s.Detector, s.Alarms))
+	}
+	found, err := monitor.Incidents(incidents)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range found { // one that came just before a kill comes again
+		alarms = append(alarms, fmt.Sprintf("%s %s: %d", i.Detector, i.Segment, i.Onset.Offset))
+	}
+	slices.Sort(alarms)
+	return status.Drift.Segments[0].Records, slices.Compact(alarms)
 }
 
 // A monitor whose broker takes long says why it stands still, on /-/healthy and

@@ -1,0 +1,57 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/oodmon/oodmon/internal/kafkatest"
+)
+
+// What the handler has missed before the committed offset comes first, and only that:
+// what fails is handed over again, what the log does not hold any more is left out.
+func testMissed(t *testing.T, broker *kafkatest.Broker) {
+	f := newFixture(t, broker, 1)
+	f.produce(0, numbers("v", 100)...)
+	f.commit(80)
+	f.deleteTo(10)
+	asked := int64(-1)
+	f.cfg.MaxRecords = 8
+	f.cfg.Missed = func(partition int, committed int64) []Span {
+		if asked < 0 { // the first time
+			asked = committed
+			return []Span{{0, 5}, {6, 30}, {50, 51}, {70, 80}}
+		}
+		return nil
+	}
+	failed := 0
+	f.handle = func(_ context.Context, b *Batch) error {
+		if b.Missed != (b.Messages[0].Offset < 80) {
+			t.Errorf("offset %d: missed %v", b.Messages[0].Offset, b.Missed)
+		}
+		if at := b.Messages[0].Offset; (at == 18 || at == 70) && failed < 2 {
+			failed++
+			return errors.New("not now")
+		}
+		return nil
+	}
+	_, stop := f.start()
+	f.received(append(append(append(numbers("v", 30)[10:], "v50"), numbers("v", 80)[70:]...), numbers("v", 100)[80:]...)...)
+	f.committedIs(0, 100)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	want := append(append(ascending(10, 30), 50), ascending(70, 100)...)
+	if got := f.offsets(0); !slices.Equal(got, want) {
+		t.Errorf("received %v, want %v", got, want)
+	}
+	if asked != 80 || failed != 2 {
+		t.Errorf("asked for what was missed before %d, want 80; %d failures", asked, failed)
+	}
+	f.says("from offset 18 again: not now")
+	f.says("drift misses records that are no longer in the log")
+	if n := f.metric("oodmon_consumer_messages_total"); n != 20 {
+		t.Errorf("%g messages are counted, want the 20 that were not committed", n)
+	}
+}
