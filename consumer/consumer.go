@@ -61,6 +61,8 @@ type Consumer struct {
 	settled   bool // the group has committed something
 	before    bool // it had when this generation began
 	forgetful time.Duration
+
+	missedPatience time.Duration
 }
 
 // progress is how far a worker has come.
@@ -84,7 +86,7 @@ func New(cfg Config, conn *kafkaconn.Client, newHandler func() Handler, reg prom
 	}
 	return &Consumer{
 		cfg: cfg, conn: conn, newHandler: newHandler, metrics: newMetrics(reg), log: log, budget: processBudget(),
-		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress), known: notCounted, forgetful: forgetfulTime,
+		since: time.Now(), partitions: make(map[int]*progress), left: make(map[int]*progress), known: notCounted, forgetful: forgetfulTime, missedPatience: missedTime,
 	}, nil
 }
 
@@ -409,8 +411,9 @@ type worker struct {
 	held      time.Time // when the open transaction was seen that holds records back, or last told of; zero: none
 	retry     backoff
 
-	asked  bool   // for what was missed
-	missed []Span // of that, what is to come
+	asked  bool      // for what was missed
+	missed []Span    // of that, what is to come
+	stuck  time.Time // since when that could not be read; zero: it can
 }
 
 // fetchSize is how much is asked of one partition at a time: with many, less, so
@@ -502,7 +505,7 @@ func (w *worker) step(handler Handler) error {
 		return w.revisit()
 	}
 	if !w.asked && w.cfg.Missed != nil {
-		w.asked, w.missed = true, w.cfg.Missed(w.partition, w.position)
+		w.askForMissed()
 	}
 	if len(w.missed) > 0 {
 		return w.makeUp(handler)
@@ -511,7 +514,7 @@ func (w *worker) step(handler Handler) error {
 	err := w.fetch(w.running, func(b *Batch, next int64) error {
 		idle = false
 		w.waiting(w.progress, w.position, w.end, w.written)
-		w.showLag(w.position)
+		w.showLag(w.position, w.written)
 		if len(b.Messages) > 0 {
 			if err := w.handle(handler, b, next); err != nil {
 				return err
@@ -528,7 +531,7 @@ func (w *worker) step(handler Handler) error {
 			}
 		}
 		w.moved(w.progress, next, w.end, w.written)
-		w.showLag(next)
+		w.showLag(next, w.written)
 		return w.running.Err() // what was fetched beyond is left to the next owner
 	})
 	switch {
@@ -539,7 +542,7 @@ func (w *worker) step(handler Handler) error {
 	case err == nil:
 		w.retry = backoff{}
 		w.moved(w.progress, w.position, w.end, w.written)
-		w.showLag(w.position)
+		w.showLag(w.position, w.written)
 	case errors.Is(err, kafka.OffsetOutOfRange) && !is[*handleError](err):
 		return w.reset(err)
 	case errors.Is(err, kafka.UnknownTopicOrPartition) || errors.Is(err, protocol.ErrNoTopic):
@@ -548,8 +551,8 @@ func (w *worker) step(handler Handler) error {
 	return err
 }
 
-func (w *worker) showLag(position int64) {
-	w.lag.Set(float64(max(0, w.written-position)))
+func (w *worker) showLag(position, written int64) {
+	w.lag.Set(float64(max(0, written-position)))
 }
 
 // tellOfTransaction logs that all that can be read has been, but for records that an
@@ -740,6 +743,15 @@ func (c *Consumer) moved(p *progress, position, end, written int64) {
 		c.lastMove = p.moved
 		c.metrics.lastProgress.SetToCurrentTime()
 	}
+	p.position, p.end, p.written, p.err = position, end, written, nil
+}
+
+// alive says that the partition is at work, though none of the records that wait has moved.
+func (c *Consumer) alive(p *progress, position, end, written int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.moved = time.Now()
+	c.lastMove = p.moved
 	p.position, p.end, p.written, p.err = position, end, written, nil
 }
 

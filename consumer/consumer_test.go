@@ -40,6 +40,8 @@ type fixture struct {
 	// How long a coordinator that tells of an older offset is asked again; 0: as long as always.
 	forgetful time.Duration
 	budget    *budget // nil: that of the process
+	// How long what was missed is tried to be read; 0: as long as always.
+	missedPatience time.Duration
 
 	mu      sync.Mutex
 	got     map[int][]int64 // offsets by partition, in the order of delivery
@@ -121,6 +123,9 @@ func (f *fixture) start() (c *Consumer, stop func() error) {
 	}
 	if f.forgetful > 0 {
 		c.forgetful = f.forgetful
+	}
+	if f.missedPatience > 0 {
+		c.missedPatience = f.missedPatience
 	}
 	if f.budget != nil {
 		c.budget = f.budget

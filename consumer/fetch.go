@@ -91,7 +91,7 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 		if len(r.batch.Messages) == 0 && next == r.position {
 			return nil
 		}
-		r.batch.HighWatermark = r.end
+		r.batch.From, r.batch.Next, r.batch.HighWatermark = r.position, next, r.end
 		if err := emit(&r.batch, next); err != nil {
 			return err
 		}

@@ -5,23 +5,26 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/oodmon/oodmon/internal/kafkatest"
 )
 
 // What the handler has missed before the committed offset comes first, and only that:
-// what fails is handed over again, what the log does not hold any more is left out.
+// each span by itself; what fails is handed over again, what the log does not hold any
+// more is left out, and so is what fails for long.
 func testMissed(t *testing.T, broker *kafkatest.Broker) {
 	f := newFixture(t, broker, 1)
 	f.produce(0, numbers("v", 100)...)
 	f.commit(80)
 	f.deleteTo(10)
+	f.missedPatience = time.Second
 	asked := int64(-1)
 	f.cfg.MaxRecords = 8
 	f.cfg.Missed = func(partition int, committed int64) []Span {
 		if asked < 0 { // the first time
 			asked = committed
-			return []Span{{0, 5}, {6, 30}, {50, 51}, {70, 80}}
+			return []Span{{0, 5}, {6, 30}, {40, 44}, {50, 51}, {70, 75}, {75, 80}}
 		}
 		return nil
 	}
@@ -30,9 +33,14 @@ func testMissed(t *testing.T, broker *kafkatest.Broker) {
 		if b.Missed != (b.Messages[0].Offset < 80) {
 			t.Errorf("offset %d: missed %v", b.Messages[0].Offset, b.Missed)
 		}
-		if at := b.Messages[0].Offset; (at == 18 || at == 70) && failed < 2 {
+		switch at := b.Messages[0].Offset; {
+		case b.Missed && (at < 75 && b.Next > 75 || b.Messages[len(b.Messages)-1].Offset >= b.Next || at < b.From):
+			t.Errorf("a batch of [%d, %d), of more than one span", b.From, b.Next)
+		case (at == 18 || at == 70) && failed < 2:
 			failed++
 			return errors.New("not now")
+		case at == 40:
+			return errors.New("never")
 		}
 		return nil
 	}
@@ -50,6 +58,7 @@ func testMissed(t *testing.T, broker *kafkatest.Broker) {
 		t.Errorf("asked for what was missed before %d, want 80; %d failures", asked, failed)
 	}
 	f.says("from offset 18 again: not now")
+	f.says("drift misses records that cannot be read again")
 	f.says("drift misses records that are no longer in the log")
 	if n := f.metric("oodmon_consumer_messages_total"); n != 20 {
 		t.Errorf("%g messages are counted, want the 20 that were not committed", n)

@@ -49,6 +49,9 @@ type Batch struct {
 	Topic     string
 	Partition int
 	Messages  []Message
+	// The batch stands for all offsets from From on that are before Next, of which some
+	// may hold no message.
+	From, Next int64
 	// HighWatermark is the offset after the last record that can be read now.
 	HighWatermark int64
 	// Claim is nil, or where Config.Fence is set what the handler has to commit in

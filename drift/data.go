@@ -32,6 +32,11 @@ type Batch struct {
 	ID        Texts
 	Segment   Texts // "": none
 	Embedding []float32
+	// End is the offset after the last that the batch stands for, also of what had no
+	// record to score.
+	End int64
+	// Missed says that the offsets come from Watch.Missed.
+	Missed bool
 }
 
 func (b *Batch) embedding(row int32) []float32 {

@@ -320,7 +320,7 @@ func TestKilledAndReplayed(t *testing.T) {
 
 // Batches that were acknowledged and committed after the last snapshot do not come again
 // by themselves. The journal tells a process which they were: with them it goes on as one
-// that was not killed. It dies before and after a batch has bet, in the middle of writing
+// that was not killed: they bet as of the time when they were announced. It dies before and after a batch has bet, in the middle of writing
 // an entry, and between a snapshot and the journal's next beginning.
 func TestKilledAfterTheCommit(t *testing.T) {
 	path := func() string { return filepath.Join(t.TempDir(), "state") }
@@ -400,8 +400,9 @@ func TestKilledAfterTheCommit(t *testing.T) {
 			}
 			slices.Sort(missed) // in the order of the first time: only then the bits are the same
 			for _, n := range missed {
-				f.now = times[n]
-				f.watch.Observe(batches[n])
+				b := *batches[n]
+				b.Missed = true
+				f.watch.Observe(&b)
 				again++
 			}
 			for partition := range int32(3) {

@@ -89,10 +89,15 @@ func (w *Watch) Save() error {
 	if err := atomicfile.Write(w.cfg.StateFile, state, 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", w.cfg.StateFile, err)
 	}
-	w.inJournal(func(j *journal) error { return j.keep(watermarks) })
 	w.mu.Lock()
 	w.snapshot = now
+	for partition, at := range watermarks { // of those that were forgotten meanwhile the snapshot holds nothing
+		if is, ok := w.watermarks[partition]; !ok || is < at {
+			delete(watermarks, partition)
+		}
+	}
 	w.mu.Unlock()
+	w.inJournal(func(j *journal) error { return j.keep(watermarks) })
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -177,7 +178,7 @@ func TestStateCannotBeWritten(t *testing.T) {
 		t.Errorf("a snapshot of %v, but none was written since %v", s, written)
 	}
 	_, err := New(f.cfg, "topic", f.base, time.Now, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
-	if err == nil || !strings.HasPrefix(err.Error(), "drift.state_file: write "+f.cfg.StateFile) {
+	if err == nil || !strings.HasPrefix(err.Error(), "drift.state_file: ") || !strings.Contains(err.Error(), f.cfg.StateFile) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -231,23 +232,31 @@ func TestJournalGoesWithTheEvidence(t *testing.T) {
 // A journal that cannot be written is told of once, and once again when it can.
 func TestJournalCannotBeWritten(t *testing.T) {
 	f := small(t, filepath.Join(t.TempDir(), "state"))
-	writable := f.watch.journal.file
-	readOnly, err := os.Open(writable.Name())
+	readOnly, err := os.Open(f.watch.journal.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer readOnly.Close()
+	_ = f.watch.journal.file.Close()
 	f.watch.journal.file = readOnly
-	f.log.Reset()
-	f.watch.Announce(0, 500, 510)
-	f.watch.Announce(0, 510, 520)
-	if n := strings.Count(f.log.String(), "drift journal not written"); n != 1 {
-		t.Errorf("told %d times:\n%s", n, f.log.String())
-	}
-	f.watch.journal.file = writable
-	if err := f.watch.Save(); err != nil {
+	blocked := f.watch.journal.path + ".new" // nor can it be written anew
+	if err := os.Mkdir(blocked, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(blocked, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.log.Reset()
+	for range 3 {
+		f.watch.Announce(0, 500, 510)
+		f.watch.Announce(0, 510, 520)
+	}
+	if n := strings.Count(f.log.String(), "drift journal "); n != 1 || !strings.Contains(f.log.String(), "drift journal not written") {
+		t.Errorf("told %d times:\n%s", n, f.log.String())
+	}
+	if err := os.RemoveAll(blocked); err != nil {
+		t.Fatal(err)
+	}
+	f.watch.Announce(0, 510, 520)
 	if !strings.Contains(f.log.String(), "drift journal written again") {
 		t.Errorf("the log says\n%s", f.log.String())
 	}
@@ -257,37 +266,71 @@ func TestJournalCannotBeWritten(t *testing.T) {
 	}
 }
 
-// A journal stays small, however many spans there are and however long no snapshot comes.
+// A journal stays small, however many spans there are and however long no snapshot comes,
+// and says when it drops some. Batches that follow each other at once are one span.
 func TestJournalIsBounded(t *testing.T) {
 	f := small(t, filepath.Join(t.TempDir(), "state"))
-	for i := range int64(maxJournal/journalEntry + 100) {
+	for i := range int64(maxSpans + 100) {
+		f.watch.Announce(1, 10*i, 10*i+10)
+	}
+	f.open()
+	if got := f.watch.Missed(1, 1<<40); !slices.Equal(got, []Span{{0, 10 * (maxSpans + 100)}}) {
+		t.Errorf("%d spans of batches that follow each other", len(got))
+	}
+	if strings.Contains(f.log.String(), "dropped") {
+		t.Error("something was dropped")
+	}
+	const n = maxJournal/journalEntry + 100
+	for i := range int64(n) {
 		f.watch.Announce(0, 1000+2*i, 1001+2*i)
 	}
-	info, err := os.Stat(f.watch.journal.file.Name())
+	info, err := os.Stat(f.watch.journal.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Size() > maxJournal+journalEntry || len(f.watch.journal.spans[0]) > maxSpans {
+	if info.Size() > maxJournal || len(f.watch.journal.spans[0]) > maxSpans || !strings.Contains(f.log.String(), "dropped the oldest") {
 		t.Errorf("%d bytes, %d spans", info.Size(), len(f.watch.journal.spans[0]))
 	}
 	f.open()
-	if got := f.watch.Missed(0, 1<<40); len(got) < maxSpans/2 || len(got) > maxSpans || got[len(got)-1].From != 1000+2*int64(maxJournal/journalEntry+99) {
+	if got := f.watch.Missed(0, 1<<40); len(got) < maxSpans/2 || len(got) > maxSpans || got[len(got)-1].From != 1000+2*(n-1) {
 		t.Errorf("%d spans", len(got))
+	}
+}
+
+// What has no record to score leaves the journal with the next snapshot too.
+func TestJournalForgetsBatchesWithoutRecords(t *testing.T) {
+	f := small(t, filepath.Join(t.TempDir(), "state"))
+	f.watch.Announce(0, 200, 300)
+	f.watch.Observe(&Batch{Model: f.base.Model, End: 300})
+	b := f.batch(0, 1, kind{score: inControl})
+	b.Offset[0], b.End = 350, 400 // what follows was rejected
+	f.watch.Announce(0, 300, 400)
+	f.watch.Observe(b)
+	if got := f.watch.Missed(0, 1000); got != nil {
+		t.Errorf("missed %v", got)
+	}
+	if err := f.watch.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if len(f.watch.journal.spans[0]) > 0 || f.watch.journal.size != 0 {
+		t.Errorf("the journal has %d bytes, and spans %v", f.watch.journal.size, f.watch.journal.spans)
 	}
 }
 
 // Whatever a journal holds, the spans that are missed are in order, apart and within
 // what is asked for, and they are the same after it was written anew.
 func FuzzJournal(f *testing.F) {
-	f.Add(appendEntry(appendEntry(appendEntry(nil, 1, Span{5, 9}), 1, Span{8, 20}), 1, Span{0, 3}))
-	f.Add(appendEntry(nil, -1, Span{1 << 62, -5}))
+	f.Add(appendEntry(appendEntry(appendEntry(nil, 1, announced{Span{5, 9}, 1}), 1, announced{Span{8, 20}, 2}), 1, announced{Span{0, 3}, 1.05}))
+	f.Add(appendEntry(nil, -1, announced{Span{1 << 62, -5}, math.NaN()}))
 	f.Fuzz(func(t *testing.T, content []byte) {
 		for i := 0; i+journalEntry <= len(content); i += journalEntry { // checksums that hold
 			content = append(slices.Clone(content[:i]), append(appendEntry(nil, int32(binary.LittleEndian.Uint32(content[i:])),
-				Span{int64(binary.LittleEndian.Uint64(content[i+4:])), int64(binary.LittleEndian.Uint64(content[i+12:]))}), content[i+journalEntry:]...)...)
+				announced{Span{int64(binary.LittleEndian.Uint64(content[i+4:])), int64(binary.LittleEndian.Uint64(content[i+12:]))}, math.Float64frombits(binary.LittleEndian.Uint64(content[i+20:]))}), content[i+journalEntry:]...)...)
 		}
 		open := func(content []byte) *Watch {
-			return &Watch{journal: &journal{spans: readJournal(content)}, watermarks: map[int32]int64{0: 41}}
+			w := &Watch{journal: new(journal), watermarks: map[int32]int64{0: 41}}
+			w.journal.read(content)
+			return w
 		}
 		w := open(content)
 		again := open(w.journal.encode())
@@ -301,7 +344,7 @@ func FuzzJournal(f *testing.F) {
 				if s.From <= at || s.To <= s.From || s.To > 1<<50 {
 					t.Fatalf("spans %v", spans)
 				}
-				at = s.To
+				at = s.To - 1
 			}
 		}
 	})

@@ -1,7 +1,6 @@
 package drift
 
 import (
-	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -66,9 +65,12 @@ func New(cfg Config, source string, base Baseline, clock func() time.Time, reg p
 	w.options.key = binary.LittleEndian.Uint64(key[:])
 	w.begin(base)
 	if cfg.StateFile != "" {
-		unopened := w.recall(w.restore())
+		err := w.recall(w.restore())
+		if err == nil {
+			err = w.Save()
+		}
 		// What cannot be written is better known now than at the first snapshot.
-		switch err := cmp.Or(w.Save(), unopened); {
+		switch {
 		case full(err):
 			w.log.Error("drift state not saved; scoring goes on without", "error", err)
 		case err != nil:
@@ -120,17 +122,26 @@ func (w *Watch) begin(base Baseline) {
 // Rebase starts again with another model. The alarms that were raised stay
 // counted; the time of the last recommendation to retrain stays known.
 func (w *Watch) Rebase(base Baseline) {
+	if w.rebase(base) {
+		w.inJournal(func(j *journal) error {
+			clear(j.spans)
+			return j.rewrite()
+		})
+	}
+}
+
+func (w *Watch) rebase(base Baseline) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if base.Model == w.base.Model {
-		return
+		return false
 	}
 	old := w.stream
 	w.begin(base)
 	w.stream.recommendedAt, w.stream.featureSums = old.recommendedAt, old.featureSums
 	w.stream.shift.alarms, w.stream.change.alarms = old.shift.alarms, old.change.alarms
-	w.inJournal((*journal).clear)
 	w.log.Info("drift evidence starts at 0 with the new model", "model", base.Model)
+	return true
 }
 
 // Observe takes a batch whose results have been acknowledged and returns the
@@ -138,21 +149,31 @@ func (w *Watch) Rebase(base Baseline) {
 // observed before and are passed over, so that none bets twice; so are records
 // that another model scored.
 func (w *Watch) Observe(b *Batch) []Alarm {
+	var missed []announced
+	if b.Missed { // they bet as they would have then
+		missed = w.announced(b.Partition)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(b.Offset) == 0 {
-		return nil
-	}
 	watermark, ok := w.watermarks[b.Partition]
 	if !ok {
 		watermark = -1
 	}
+	if len(b.Offset) == 0 {
+		w.watermarks[b.Partition] = max(watermark, b.End-1)
+		return nil
+	}
 	now := unix(w.clock())
+	for _, s := range missed {
+		if s.From <= b.Offset[0] && b.Offset[0] < s.To {
+			now = min(now, s.time)
+		}
+	}
 	var alarms []Alarm
 	if b.Model == w.base.Model {
 		alarms = w.records(b, watermark, now)
 	}
-	w.watermarks[b.Partition] = max(watermark, b.Offset[len(b.Offset)-1])
+	w.watermarks[b.Partition] = max(watermark, b.Offset[len(b.Offset)-1], b.End-1)
 	if w.stream.recommend(now) {
 		alarms = append(alarms, w.recommendation(now))
 	}
@@ -247,18 +268,24 @@ func (w *Watch) segment(name string, now float64) *engine {
 }
 
 // Forget drops the watermark of a partition whose log ends before it: the topic
-// was made anew, and its offsets count from 0 again.
-func (w *Watch) Forget(partition int32, end int64) {
+// was made anew, and its offsets count from 0 again. It reports whether it did; until
+// the next Save a kill would find the watermark again.
+func (w *Watch) Forget(partition int32, end int64) bool {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if at, ok := w.watermarks[partition]; ok && at >= end {
+	at, ok := w.watermarks[partition]
+	if ok = ok && at >= end; ok {
 		delete(w.watermarks, partition)
-		w.inJournal(func(j *journal) error {
-			delete(j.spans, partition)
-			return j.rewrite()
-		})
-		w.log.Warn("the log ends before the last record that drift has seen: the topic was made anew", "partition", partition, "seen", at, "end", end)
 	}
+	w.mu.Unlock()
+	if !ok {
+		return false
+	}
+	w.log.Warn("the log ends before the last record that drift has seen: the topic was made anew", "partition", partition, "seen", at, "end", end)
+	w.inJournal(func(j *journal) error {
+		delete(j.spans, partition)
+		return j.rewrite()
+	})
+	return true
 }
 
 // Acknowledge ends the alarms of the stream and of all segments: change takes

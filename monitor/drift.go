@@ -73,10 +73,19 @@ func (w *worker) prepareDrift(b *consumer.Batch, now *live, rec arrow.Record) er
 			return err
 		}
 	}
-	if last := len(b.Messages) - 1; !b.Missed {
-		m.drift.Announce(in.Partition, b.Messages[0].Offset, b.Messages[last].Offset+b.Messages[last].More+1)
+	in.End, in.Missed = b.Next, b.Missed
+	if m.drift.Forget(in.Partition, b.HighWatermark) {
+		m.saveDriftOrLog()
 	}
 	return nil
+}
+
+// announceDrift comes after all that the batch led to is acknowledged, and before it is
+// committed.
+func (w *worker) announceDrift(b *consumer.Batch) {
+	if w.m.drift != nil {
+		w.m.drift.Announce(int32(b.Partition), b.From, b.Next)
+	}
 }
 
 // observeDrift lets the records of a batch bet. It comes after all that the batch
@@ -84,13 +93,13 @@ func (w *worker) prepareDrift(b *consumer.Batch, now *live, rec arrow.Record) er
 // What is not committed comes again too, and has: the Watch passes it over by its
 // watermark, or has lost it with the process that died, bets and all. What is committed
 // and has not bet, since the process was killed or a transaction was committed though
-// its commit is an error, was announced: it comes again to bet, but is not counted.
+// its commit is an error, was announced: with a state file it comes again to bet, but is
+// not counted.
 func (w *worker) observeDrift(b *consumer.Batch) {
 	m := w.m
 	if m.drift == nil {
 		return
 	}
-	m.drift.Forget(int32(b.Partition), b.HighWatermark)
 	for _, alarm := range m.drift.Observe(&w.driftBatch) {
 		m.alarm(alarm)
 	}
@@ -108,20 +117,24 @@ func (m *Monitor) keepDrift(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := m.drift.Save(); err != nil {
-				m.log.Error("drift state not saved", "error", err)
-			}
+			m.saveDriftOrLog()
 		}
 	}
 }
 
-// saveDrift writes the state for the last time, when no record comes any more.
+func (m *Monitor) saveDriftOrLog() {
+	if err := m.saveDrift(); err != nil {
+		m.log.Error("drift state not saved", "error", err)
+	}
+}
+
+// saveDrift writes the state: for the last time when no record comes any more.
 func (m *Monitor) saveDrift() error {
 	if m.drift == nil || m.cfg.Drift.StateFile == "" {
 		return nil
 	}
 	if err := m.drift.Save(); err != nil {
-		return fmt.Errorf("drift state not saved: %w", err)
+		return fmt.Errorf("drift state: %w", err)
 	}
 	return nil
 }

@@ -116,6 +116,7 @@ func (w *worker) Handle(ctx context.Context, b *consumer.Batch) error {
 		return fmt.Errorf("publish the scores of %s[%d] from offset %d: %w", b.Topic, b.Partition, first, err)
 	}
 	start = m.metrics.stage(stagePublish, start)
+	w.announceDrift(b)
 	if c := b.Claim; c != nil { // exactly once
 		if err := m.sink.Commit(ctx, sink.Offset{
 			Topic: b.Topic, Partition: b.Partition, Offset: c.Offset, Group: c.Group, Generation: c.Generation, Member: c.Member,

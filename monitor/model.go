@@ -83,9 +83,7 @@ func (m *Monitor) Reload(ctx context.Context) error {
 	m.metrics.observeModel(next.model)
 	m.metrics.reloads.WithLabelValues("success").Inc()
 	m.log.Info("model in service", "version", next.model.Version, "was", old.model.Version)
-	if err := m.saveDrift(); err != nil { // until then a kill would find a state of the old model
-		m.log.Error("drift state not saved", "error", err)
-	}
+	m.saveDriftOrLog() // until then a kill would find a state of the old model
 	return nil
 }
 

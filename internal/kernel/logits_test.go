@@ -219,7 +219,7 @@ func TestLogitStatsBound(t *testing.T) {
 	r := rand.New(rand.NewPCG(17, 1))
 	norm := func(x []float32) float64 { return math.Sqrt(sumOfSquares(x)) }
 	worst := map[string]float64{} // shares of the bound
-	rounds := 60
+	rounds := 30
 	if testing.Short() { // as on an emulated CPU
 		rounds = 16
 	}
