@@ -20,6 +20,9 @@ type container struct {
 	SecurityContext struct {
 		ReadOnlyRootFilesystem   bool  `yaml:"readOnlyRootFilesystem"`
 		AllowPrivilegeEscalation *bool `yaml:"allowPrivilegeEscalation"`
+		Capabilities             struct {
+			Drop []string `yaml:"drop"`
+		} `yaml:"capabilities"`
 	} `yaml:"securityContext"`
 	LivenessProbe  probe `yaml:"livenessProbe"`
 	ReadinessProbe probe `yaml:"readinessProbe"`
@@ -40,7 +43,11 @@ type pod struct {
 		RestartPolicy                 string `yaml:"restartPolicy"`
 		TerminationGracePeriodSeconds int    `yaml:"terminationGracePeriodSeconds"`
 		SecurityContext               struct {
-			RunAsNonRoot bool `yaml:"runAsNonRoot"`
+			RunAsNonRoot   bool `yaml:"runAsNonRoot"`
+			RunAsUser      int  `yaml:"runAsUser"`
+			SeccompProfile struct {
+				Type string `yaml:"type"`
+			} `yaml:"seccompProfile"`
 		} `yaml:"securityContext"`
 		Containers []container `yaml:"containers"`
 	} `yaml:"spec"`
@@ -158,16 +165,52 @@ func TestDeploymentDrainsBeforeItIsKilled(t *testing.T) {
 func TestPodsHaveNoPrivileges(t *testing.T) {
 	all := manifests(t)
 	for kind, p := range map[string]pod{"Deployment": all["Deployment"].Spec.Template, "CronJob": all["CronJob"].Spec.JobTemplate.Spec.Template} {
-		if !p.Spec.SecurityContext.RunAsNonRoot {
-			t.Errorf("%s: may run as root", kind)
+		if s := p.Spec.SecurityContext; !s.RunAsNonRoot || s.RunAsUser != 65532 || s.SeccompProfile.Type != "RuntimeDefault" {
+			t.Errorf("%s: %+v", kind, s)
 		}
 		if len(p.Spec.Containers) != 1 {
 			t.Fatalf("%s: %d containers, want 1", kind, len(p.Spec.Containers))
 		}
 		s := p.Spec.Containers[0].SecurityContext
-		if !s.ReadOnlyRootFilesystem || s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation {
-			t.Errorf("%s: want a read-only root and no escalation, got %+v", kind, s)
+		if !s.ReadOnlyRootFilesystem || s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || !slices.Equal(s.Capabilities.Drop, []string{"ALL"}) {
+			t.Errorf("%s: want a read-only root, no escalation and no capability, got %+v", kind, s)
 		}
+	}
+}
+
+// Nor have the containers of the compose file, and the image by itself is nobody's.
+func TestContainersHaveNoPrivileges(t *testing.T) {
+	text, err := os.ReadFile("compose.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var compose struct {
+		Services map[string]struct {
+			Image       string   `yaml:"image"`
+			User        string   `yaml:"user"`
+			ReadOnly    bool     `yaml:"read_only"`
+			CapDrop     []string `yaml:"cap_drop"`
+			SecurityOpt []string `yaml:"security_opt"`
+		} `yaml:"services"`
+	}
+	if err := yaml.Unmarshal(text, &compose); err != nil {
+		t.Fatal(err)
+	}
+	ours := 0
+	for name, s := range compose.Services {
+		if s.Image != "oodmon" {
+			continue
+		}
+		ours++
+		if s.User != "65532:65532" || !s.ReadOnly || !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Equal(s.SecurityOpt, []string{"no-new-privileges:true"}) {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+	if ours < 3 {
+		t.Errorf("%d services run oodmon, want first-model, oodmon and demo", ours)
+	}
+	if text, err = os.ReadFile("Dockerfile"); err != nil || !strings.Contains(string(text), "\nUSER 65532:65532\n") {
+		t.Errorf("the image names no user: %v", err)
 	}
 }
 

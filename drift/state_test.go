@@ -320,10 +320,11 @@ func TestJournalForgetsBatchesWithoutRecords(t *testing.T) {
 // Whatever a journal holds, the spans that are missed are in order, apart and within
 // what is asked for, and they are the same after it was written anew.
 func FuzzJournal(f *testing.F) {
-	f.Add(appendEntry(appendEntry(appendEntry(nil, 1, announced{Span{5, 9}, 1}), 1, announced{Span{8, 20}, 2}), 1, announced{Span{0, 3}, 1.05}))
-	f.Add(appendEntry(nil, -1, announced{Span{1 << 62, -5}, math.NaN()}))
-	f.Fuzz(func(t *testing.T, content []byte) {
-		for i := 0; i+journalEntry <= len(content); i += journalEntry { // checksums that hold
+	f.Add(appendEntry(appendEntry(appendEntry(nil, 1, announced{Span{5, 9}, 1}), 1, announced{Span{8, 20}, 2}), 1, announced{Span{0, 3}, 1.05}), true)
+	f.Add(appendEntry(nil, -1, announced{Span{1 << 62, -5}, math.NaN()}), true)
+	f.Add(append(appendEntry(nil, 0, announced{Span{50, 60}, 1}), 1, 2, 3), false)
+	f.Fuzz(func(t *testing.T, content []byte, mend bool) {
+		for i := 0; mend && i+journalEntry <= len(content); i += journalEntry { // checksums that hold
 			content = append(slices.Clone(content[:i]), append(appendEntry(nil, int32(binary.LittleEndian.Uint32(content[i:])),
 				announced{Span{int64(binary.LittleEndian.Uint64(content[i+4:])), int64(binary.LittleEndian.Uint64(content[i+12:]))}, math.Float64frombits(binary.LittleEndian.Uint64(content[i+20:]))}), content[i+journalEntry:]...)...)
 		}

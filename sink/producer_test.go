@@ -506,7 +506,7 @@ func TestPublishDenied(t *testing.T) {
 		return refuse(r.(*kmsg.ProduceRequest), kerr.TopicAuthorizationFailed), nil, true
 	})
 	err := Publish(f.ctx, f.conn, f.scores, nil, []byte("{}"))
-	want := "publish to " + f.scores + ": User:ANONYMOUS may not write topic " + f.scores + ": allow it, as by kafka-acls "
+	want := "publish to " + f.scores + ": User:ANONYMOUS may not write topic " + f.scores + " on the cluster of " + f.Address + ": allow it, as by kafka-acls "
 	if !errors.Is(err, kafka.TopicAuthorizationFailed) || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("error %v, want it to begin with %s", err, want)
 	}

@@ -171,8 +171,14 @@ func fullState(tr *trial) int {
 			}
 			return nil
 		})
+		kafkatest.Eventually(tr.t, patience, func() error {
+			if text := d.logged(); !strings.Contains(text, "drift journal not written") || !strings.Contains(text, "drift journal written again") {
+				return fmt.Errorf("%s: the log does not tell that the journal could not be written, and can", d.delivery)
+			}
+			return nil
+		})
 		tr.replace(d, d.monitors[0])
-		d.restored(1)
+		d.restored(2) // by the monitor that found a full disk, and by this one
 	}
 	return 1
 }

@@ -134,7 +134,7 @@ func expireBroker(tr *trial) int {
 	tr.cut(tr.t, time.Second) // everybody meets the new one
 	time.Sleep(time.Until(end) + time.Second)
 	tr.cut(tr.t, time.Second)
-	tr.lockedOut("its certificate has expired or is not valid: renew it on the broker, and check the clock here")
+	tr.lockedOut("its certificate has expired or is not valid yet: renew it on the broker, and check the clock here")
 	tr.serve(time.Now().Add(time.Hour))
 	return 1
 }
@@ -168,7 +168,7 @@ func expireMonitor(tr *trial) int {
 		tr.secured.certify(tr.t, d.name, time.Now().Add(-time.Minute))
 	}
 	tr.cut(tr.t, time.Second)
-	tr.lockedOut("it refused the TLS handshake: check kafka.tls.cert_file")
+	tr.lockedOut("it refused the TLS handshake: kafka.tls.cert_file ")
 	for _, d := range tr.all {
 		tr.secured.certify(tr.t, d.name, time.Now().Add(time.Hour))
 	}

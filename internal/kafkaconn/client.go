@@ -303,11 +303,17 @@ func (c *Client) explain(broker string, err error) error {
 	case is[x509.HostnameError](err):
 		advice = fmt.Sprintf("its certificate is for another name than %s: use one of its names as the address, or set kafka.tls.server_name", cmp.Or(c.tls.ServerName, host))
 	case is[x509.CertificateInvalidError](err):
-		advice = "its certificate has expired or is not valid: renew it on the broker, and check the clock here"
+		advice = "its certificate is not one for a server: renew it on the broker"
+		if invalid, _ := errors.AsType[x509.CertificateInvalidError](err); invalid.Reason == x509.Expired {
+			advice = "its certificate has expired or is not valid yet: renew it on the broker, and check the clock here"
+		}
 	case is[tls.RecordHeaderError](err):
 		advice = "it does not speak TLS on this port: check the port and kafka.tls.enabled"
 	case is[tls.AlertError](err) || strings.Contains(err.Error(), "remote error: tls"):
 		advice = "it refused the TLS handshake: check kafka.tls.cert_file, which it may require"
+		if end, ok := c.tls.expired(time.Now()); ok {
+			advice = fmt.Sprintf("it refused the TLS handshake: kafka.tls.cert_file %s has expired at %s: renew it", c.tls.CertFile, end.UTC().Format(time.RFC3339))
+		}
 	case is[*net.DNSError](err):
 		advice = "its name cannot be resolved: check kafka.brokers"
 	case errors.Is(err, syscall.ECONNREFUSED):

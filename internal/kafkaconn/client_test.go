@@ -78,7 +78,11 @@ func TestTLS(t *testing.T) {
 	mutualTLS.ClientAuth = tls.RequireAndVerifyClientCert
 	mutual := broker(t, kfake.TLS(mutualTLS))
 	plain := broker(t)
-	cert, key := ours.Issue(t, &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	client := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	cert, key := ours.Issue(t, &x509.Certificate{ExtKeyUsage: client})
+	end := time.Now().Add(-time.Minute)
+	oldCert, oldKey := ours.Issue(t, &x509.Certificate{ExtKeyUsage: client, NotAfter: end})
+	misused := broker(t, kfake.TLS(server(t, ours, &x509.Certificate{IPAddresses: local().IPAddresses, ExtKeyUsage: client})))
 
 	for name, c := range map[string]struct {
 		broker string
@@ -91,10 +95,13 @@ func TestTLS(t *testing.T) {
 		"unknown authority":     {good, kafkaconn.TLSConfig{Enabled: true, CAFile: other.File}, "its certificate is signed by an authority that is not trusted here: check kafka.tls.ca_file: "},
 		"another name":          {named, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "its certificate is for another name than 127.0.0.1: use one of its names as the address, or set kafka.tls.server_name: "},
 		"another configured":    {good, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File, ServerName: "other.example"}, "its certificate is for another name than other.example: use one of its names"},
-		"expired":               {expired, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "its certificate has expired or is not valid: renew it on the broker, and check the clock here: "},
+		"expired":               {expired, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "its certificate has expired or is not valid yet: renew it on the broker, and check the clock here: "},
 		"no client certificate": {mutual, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "it refused the TLS handshake: check kafka.tls.cert_file, which it may require: "},
-		"no TLS there":          {plain, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "it did not answer in time: check the port, firewalls, and kafka.tls.enabled: "},
-		"no TLS here":           {good, kafkaconn.TLSConfig{}, "it closed the connection: it may expect kafka.tls or kafka.sasl: "},
+		"its certificate expired": {mutual, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File, CertFile: oldCert, KeyFile: oldKey},
+			"it refused the TLS handshake: kafka.tls.cert_file " + oldCert + " has expired at " + end.UTC().Format(time.RFC3339) + ": renew it: "},
+		"for no server": {misused, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "its certificate is not one for a server: renew it on the broker: "},
+		"no TLS there":  {plain, kafkaconn.TLSConfig{Enabled: true, CAFile: ours.File}, "it did not answer in time: check the port, firewalls, and kafka.tls.enabled: "},
+		"no TLS here":   {good, kafkaconn.TLSConfig{}, "it closed the connection: it may expect kafka.tls or kafka.sasl: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.want != "" {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Config says how brokers are reached. Passwords are never part of it: they
@@ -85,6 +86,18 @@ func checkAddress(address string) error {
 		return fmt.Errorf("%q is not host:port with a port from 1 to 65535", address)
 	}
 	return nil
+}
+
+// expired returns when the client's certificate expired, if it has.
+func (c *TLSConfig) expired(now time.Time) (end time.Time, ok bool) {
+	if c.CertFile == "" {
+		return end, false
+	}
+	cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+	if err != nil || cert.Leaf == nil { // load tells of it
+		return end, false
+	}
+	return cert.Leaf.NotAfter, now.After(cert.Leaf.NotAfter)
 }
 
 // load reads the authorities and the client's certificate.

@@ -52,6 +52,7 @@ func (c *Client) Denied(err error, a Access) error {
 	default:
 		return err
 	}
+	may += " on the cluster of " + strings.Join(c.Brokers, ", ") // whose brokers all have the same lists
 	if c.iam {
 		return &deniedError{fmt.Sprintf("%s may not %s: allow it in the IAM policy", c.principal, may), err}
 	}

@@ -96,9 +96,9 @@ func TestRealKafkaLetsIn(t *testing.T) {
 		"no user":                       {func(c *kafkaconn.Config) { c.SASL = kafkaconn.SASLConfig{} }, nil, "it closed the connection: it may not speak TLS on this port, or expect kafka.tls.cert_file or kafka.sasl: "},
 		"unknown authority":             {func(c *kafkaconn.Config) { c.TLS.CAFile = other.File }, nil, "its certificate is signed by an authority that is not trusted here: check kafka.tls.ca_file: "},
 		"another name":                  {func(c *kafkaconn.Config) { c.TLS.ServerName = "other.example" }, nil, "its certificate is for another name than other.example: use one of its names as the address, or set kafka.tls.server_name: "},
-		"expired":                       {func(c *kafkaconn.Config) { c.Brokers = []string{at(3)} }, nil, "its certificate has expired or is not valid: renew it on the broker, and check the clock here: "},
+		"expired":                       {func(c *kafkaconn.Config) { c.Brokers = []string{at(3)} }, nil, "its certificate has expired or is not valid yet: renew it on the broker, and check the clock here: "},
 		"no client certificate":         {func(c *kafkaconn.Config) { c.TLS.CertFile, c.TLS.KeyFile = "", "" }, nil, "it refused the TLS handshake: check kafka.tls.cert_file, which it may require: "},
-		"client certificate expired":    {func(c *kafkaconn.Config) { c.TLS.CertFile, c.TLS.KeyFile = old, oldKey }, nil, "it refused the TLS handshake: check kafka.tls.cert_file, which it may require: "},
+		"client certificate expired":    {func(c *kafkaconn.Config) { c.TLS.CertFile, c.TLS.KeyFile = old, oldKey }, nil, "it refused the TLS handshake: kafka.tls.cert_file " + old + " has expired at "},
 		"client's authority is unknown": {func(c *kafkaconn.Config) { c.TLS.CertFile, c.TLS.KeyFile = strange, strangeKey }, nil, "it refused the TLS handshake: check kafka.tls.cert_file, which it may require: "},
 		"no TLS here":                   {func(c *kafkaconn.Config) { c.TLS = kafkaconn.TLSConfig{} }, nil, "it closed the connection: it may expect kafka.tls or kafka.sasl: "},
 		"no TLS there":                  {func(c *kafkaconn.Config) { c.Brokers = []string{at(0)} }, nil, "it closed the connection: it may not speak TLS on this port, or expect kafka.tls.cert_file or kafka.sasl: "},
@@ -149,7 +149,7 @@ func isToldWhatToAllow(t *testing.T, broker *kafkatest.Broker, cfg kafkaconn.Con
 			return nil
 		})
 	}
-	const add = ": allow it, as by kafka-acls --add --allow-principal 'User:ann' "
+	add := " on the cluster of " + strings.Join(cfg.Brokers, ", ") + ": allow it, as by kafka-acls --add --allow-principal 'User:ann' "
 
 	letter := func(transactionalID string) error {
 		producer, err := sink.New(sink.Config{Topic: "scores", DeadLetterTopic: "scores", Format: "json", TransactionalID: transactionalID}, conn, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
