@@ -54,9 +54,12 @@ func NeedReal(t testing.TB) {
 func Start(t testing.TB, options ...kfake.Opt) *Broker {
 	t.Helper()
 	b := &Broker{t: t}
-	if Real() && len(options) == 0 {
+	switch {
+	case Real() && len(options) == 0:
 		return StartReal(t, 1, FreePorts(t))
-	} else {
+	case Real():
+		t.Skip("runs on the embedded broker, without OODMON_TEST_KAFKA=real")
+	default:
 		b.fake = append([]kfake.Opt{
 			kfake.NumBrokers(1), kfake.Ports(FreePorts(t)), kfake.DataDir(filepath.Join(t.TempDir(), "kfake")), kfake.SyncWrites(),
 			kfake.GroupMinSessionTimeout(time.Second),
@@ -96,8 +99,8 @@ func StartReal(t testing.TB, nodes, port int, settings ...string) *Broker {
 	return b
 }
 
-// StartFake starts the embedded broker in any case, for tests of faults that a
-// real one cannot be made to have.
+// StartFake starts the embedded broker, for tests of faults that a real one cannot be
+// made to have. Where real ones are asked for it skips the test.
 func StartFake(t testing.TB) *Broker {
 	t.Helper()
 	b := Start(t, kfake.NumBrokers(1))
