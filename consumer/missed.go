@@ -17,7 +17,7 @@ const missedTime = 30 * time.Second
 func (w *worker) askForMissed() {
 	w.asked, w.missed, w.stuck = true, w.cfg.Missed(w.partition, w.position), time.Time{}
 	if n := len(w.missed); n > 0 {
-		w.log.Info("reading again what was committed, and missed by a process that was killed", "offset", w.missed[0].From, "to", w.missed[n-1].To)
+		w.log.Info("reading again what was committed and has not bet, as where a process was killed", "offset", w.missed[0].From, "to", w.missed[n-1].To)
 	}
 }
 
@@ -34,8 +34,11 @@ func (w *worker) makeUp(handler Handler) error {
 		from := w.missed[0].From
 		r.position, r.maxOffset = from, w.missed[len(w.missed)-1].To
 		err := r.fetch(w.running, func(b *Batch, next int64) error { return w.again(&r, handler, b, next) })
-		if w.running.Err() != nil {
-			return err
+		if len(w.missed) == 0 || w.running.Err() != nil {
+			return context.Cause(w.running) // what comes behind is not asked for
+		}
+		if w.missed[0].From > from {
+			w.stuck = time.Time{}
 		}
 		if (err == nil && r.position == from) || (errors.Is(err, kafka.OffsetOutOfRange) && !is[*handleError](err)) {
 			err = w.skip(&r, err)
@@ -43,7 +46,6 @@ func (w *worker) makeUp(handler Handler) error {
 		if err != nil {
 			return w.giveUp(err)
 		}
-		w.stuck = time.Time{}
 	}
 	return nil
 }
@@ -86,7 +88,7 @@ func (w *worker) missedBefore(offset int64) {
 	}
 }
 
-// skip passes over what is not in the log; where all is, the error is what it was.
+// skip passes over what is not in the log.
 func (w *worker) skip(r *reader, was error) error {
 	first, end, err := r.offsets(w.running)
 	if err != nil {
@@ -96,6 +98,8 @@ func (w *worker) skip(r *reader, was error) error {
 	switch {
 	case from >= end:
 		next = r.maxOffset
+	case from >= first && was == nil:
+		return fmt.Errorf("the broker sends nothing from offset %d of %s[%d], whose log has %d to %d", from, w.topic, w.partition, first, end)
 	case from >= first:
 		return was
 	}
@@ -104,8 +108,8 @@ func (w *worker) skip(r *reader, was error) error {
 	return nil
 }
 
-// giveUp passes over the span that cannot be read, if it has been tried for long and the
-// broker answers otherwise. Else it returns the error.
+// giveUp passes over all that is left, if it has been tried for long and the broker
+// answers otherwise. Else it returns the error.
 func (w *worker) giveUp(err error) error {
 	if errors.Is(err, kafka.UnknownTopicOrPartition) || errors.Is(err, protocol.ErrNoTopic) {
 		w.vanished = true
@@ -121,7 +125,7 @@ func (w *worker) giveUp(err error) error {
 	if time.Since(w.stuck) < w.missedPatience {
 		return err
 	}
-	w.log.Error("drift misses records that cannot be read again", "offset", w.missed[0].From, "to", w.missed[0].To, "error", err)
-	w.missed, w.stuck = w.missed[1:], time.Time{}
+	w.log.Error("drift misses records that cannot be read again", "offset", w.missed[0].From, "to", w.missed[len(w.missed)-1].To, "error", err)
+	w.missed = nil
 	return nil
 }

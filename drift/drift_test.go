@@ -429,6 +429,39 @@ func TestKilledAfterTheCommit(t *testing.T) {
 	}
 }
 
+// Where one partition is read on and what was missed in another comes in between, the
+// seconds count once.
+func TestMissedBatchesTurnNoClockBack(t *testing.T) {
+	f := newFixture(t, 10000, func(c *Config) { c.StateFile = filepath.Join(t.TempDir(), "state") })
+	f.watch.options.key = 77
+	f.feed(200, kind{score: inControl})
+	if err := f.watch.Save(); err != nil {
+		t.Fatal(err)
+	}
+	var missed []*Batch
+	for range 10 {
+		f.now = f.now.Add(time.Second)
+		b := f.batch(1, 16, kind{score: inControl})
+		f.watch.Announce(1, b.Offset[0], b.Offset[15]+1)
+		b.Missed = true
+		missed = append(missed, b)
+	}
+	f.now = f.now.Add(time.Hour)
+	f.open()
+	for _, b := range missed {
+		f.now = f.now.Add(time.Second)
+		f.watch.Observe(f.batch(0, 16, kind{score: inControl}))
+		before := f.watch.stream.change.last
+		f.watch.Observe(b)
+		if now := unix(f.now); before != now || f.watch.stream.change.last != now {
+			t.Fatalf("at %g the last bet is of %g, and after a missed batch of %g", now, before, f.watch.stream.change.last)
+		}
+	}
+	if n := f.watch.stream.records; n != 200+320 {
+		t.Errorf("%d records bet, want 520", n)
+	}
+}
+
 // Records of a topic that was made anew have small offsets again.
 func TestForget(t *testing.T) {
 	f := newFixture(t, 10000, nil)

@@ -202,7 +202,7 @@ func (w *Watch) decode(content []byte) error {
 	}
 	w.options.key, w.calibration, w.watermarks, w.stream, w.segments = next.options.key, next.calibration, next.watermarks, next.stream, next.segments
 	w.stream.recommendedAt = recommendedAt
-	w.snapshot = seconds(written)
+	w.snapshot, w.latest = seconds(written), max(w.stream.shift.last, w.stream.change.last)
 	return nil
 }
 

@@ -44,6 +44,7 @@ type Watch struct {
 	projector   projector
 	watermarks  map[int32]int64 // of each partition, the last offset that was observed
 	snapshot    time.Time
+	latest      float64 // when records last bet
 	journal     *journal
 }
 
@@ -166,9 +167,10 @@ func (w *Watch) Observe(b *Batch) []Alarm {
 	now := unix(w.clock())
 	for _, s := range missed {
 		if s.From <= b.Offset[0] && b.Offset[0] < s.To {
-			now = min(now, s.time)
+			now = min(now, max(s.time, w.latest)) // no second counts twice
 		}
 	}
+	w.latest = now
 	var alarms []Alarm
 	if b.Model == w.base.Model {
 		alarms = w.records(b, watermark, now)
@@ -272,15 +274,18 @@ func (w *Watch) segment(name string, now float64) *engine {
 // the next Save a kill would find the watermark again.
 func (w *Watch) Forget(partition int32, end int64) bool {
 	w.mu.Lock()
-	at, ok := w.watermarks[partition]
-	if ok = ok && at >= end; ok {
+	seen, ok := w.watermarks[partition]
+	if ok && seen >= end {
 		delete(w.watermarks, partition)
 	}
 	w.mu.Unlock()
-	if !ok {
+	for _, s := range w.announced(partition) {
+		seen = max(seen, s.To-1)
+	}
+	if seen < end {
 		return false
 	}
-	w.log.Warn("the log ends before the last record that drift has seen: the topic was made anew", "partition", partition, "seen", at, "end", end)
+	w.log.Warn("the log ends before the last record that drift has seen: the topic was made anew", "partition", partition, "seen", seen, "end", end)
 	w.inJournal(func(j *journal) error {
 		delete(j.spans, partition)
 		return j.rewrite()

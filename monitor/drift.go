@@ -100,8 +100,12 @@ func (w *worker) observeDrift(b *consumer.Batch) {
 	if m.drift == nil {
 		return
 	}
-	for _, alarm := range m.drift.Observe(&w.driftBatch) {
+	alarms := m.drift.Observe(&w.driftBatch)
+	for _, alarm := range alarms {
 		m.alarm(alarm)
+	}
+	if len(alarms) > 0 { // after a kill it would be raised again
+		m.saveDriftOrLog()
 	}
 }
 

@@ -145,7 +145,7 @@ func fullState(tr *trial) int {
 		path := d.keepState(100 * time.Millisecond)
 		limit(d, "0")
 		kafkatest.Eventually(tr.t, patience, func() error {
-			if !strings.Contains(d.logged(), "file too large") {
+			if !strings.Contains(d.logged(), "drift state not saved") {
 				return fmt.Errorf("%s: the log does not tell that the state cannot be written", d.delivery)
 			}
 			return nil
