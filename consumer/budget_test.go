@@ -182,13 +182,13 @@ func TestWaitForMemoryEndsWithItsContext(t *testing.T) {
 	reason := errors.New("the partition was taken away")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	r.share.waits = func(bool) { cancel(reason) }
-	emit := func(b *Batch, _ int64) error { t.Errorf("emitted %v", offsets(b.Messages)); return nil }
+	emit := func(b *Batch) error { t.Errorf("emitted %v", offsets(b.Messages)); return nil }
 	if err := r.fetch(ctx, emit); !errors.Is(err, reason) || r.position != 5 {
 		t.Errorf("%v, position %d; want %v and 5", err, r.position, reason)
 	}
 	other.giveBack(0)
 	got := 0
-	if err := r.fetch(t.Context(), func(b *Batch, _ int64) error { got += len(b.Messages[0].Value); return nil }); err != nil || got != 2<<20 {
+	if err := r.fetch(t.Context(), func(b *Batch) error { got += len(b.Messages[0].Value); return nil }); err != nil || got != 2<<20 {
 		t.Errorf("%d bytes, %v", got, err)
 	}
 	r.share.budget.wantFree(t)
@@ -348,7 +348,7 @@ func TestManyHeadersTakeTheirShare(t *testing.T) {
 		})
 		r.maxMessage = 4 << 20
 		batches := 0
-		if err := r.fetch(t.Context(), func(b *Batch, _ int64) error {
+		if err := r.fetch(t.Context(), func(b *Batch) error {
 			if batches++; len(b.Messages) != 1 || len(b.Messages[0].Headers) != 50_000 || r.share.held[ofHeaders] == 0 {
 				t.Errorf("%d messages, %d headers, a share of %d bytes", len(b.Messages), len(b.Messages[0].Headers), r.share.held[ofHeaders])
 			}
@@ -381,7 +381,7 @@ func TestLargeBatchesAreExpected(t *testing.T) {
 	r.readAhead = true
 	defer r.drop()
 	for i := range int64(5) {
-		if err := r.fetch(t.Context(), func(*Batch, int64) error { return nil }); err != nil || r.position != i+1 {
+		if err := r.fetch(t.Context(), func(*Batch) error { return nil }); err != nil || r.position != i+1 {
 			t.Fatalf("position %d, %v", r.position, err)
 		}
 		if large := i < 4; large != (r.ahead == nil) || large != (r.spare == nil) {

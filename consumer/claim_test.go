@@ -92,7 +92,7 @@ func TestNothingIsCommittedAfterAFailedTransaction(t *testing.T) {
 		committed: 10, handled: 12, // a gap was passed, and its commit waits for more
 	}
 	failed := errors.New("end the transaction: no answer")
-	err = w.handle(handlerFunc(func(context.Context, *Batch) error { return failed }), &Batch{Messages: []Message{{Offset: 12}}}, 13)
+	err = w.handle(handlerFunc(func(context.Context, *Batch) error { return failed }), &Batch{Messages: []Message{{Offset: 12}}, Next: 13})
 	if !errors.Is(err, failed) {
 		t.Fatal(err)
 	}

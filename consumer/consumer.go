@@ -511,18 +511,18 @@ func (w *worker) step(handler Handler) error {
 		return w.makeUp(handler)
 	}
 	idle := true
-	err := w.fetch(w.running, func(b *Batch, next int64) error {
+	err := w.fetch(w.running, func(b *Batch) error {
 		idle = false
 		w.waiting(w.progress, w.position, w.end, w.written)
 		w.showLag(w.position, w.written)
 		if len(b.Messages) > 0 {
-			if err := w.handle(handler, b, next); err != nil {
+			if err := w.handle(handler, b); err != nil {
 				return err
 			}
 			w.metrics.messages.Add(float64(w.records))
 			w.metrics.bytes.Add(float64(w.size))
 		}
-		w.handled = next
+		w.handled = b.Next
 		// A commit takes the coordinator a few milliseconds: one stands for
 		// several batches. When no more come, the last is committed below.
 		if time.Since(w.when) >= commitInterval {
@@ -530,8 +530,8 @@ func (w *worker) step(handler Handler) error {
 				return err
 			}
 		}
-		w.moved(w.progress, next, w.end, w.written)
-		w.showLag(next, w.written)
+		w.moved(w.progress, b.Next, w.end, w.written)
+		w.showLag(b.Next, w.written)
 		return w.running.Err() // what was fetched beyond is left to the next owner
 	})
 	switch {
@@ -601,19 +601,19 @@ func is[E error](err error) bool {
 // handle hands a batch over until it is acknowledged, or until the partition is
 // no longer ours and the time to drain is over. With transactions there is one
 // attempt: what became of it, only the committed offset tells.
-func (w *worker) handle(handler Handler, b *Batch, next int64) error {
+func (w *worker) handle(handler Handler, b *Batch) error {
 	b.Claim = nil
 	if w.cfg.Fence != nil {
-		b.Claim = &Claim{Group: w.cfg.Group, Generation: int(w.generation.ID), Member: w.generation.MemberID, Offset: next}
+		b.Claim = &Claim{Group: w.cfg.Group, Generation: int(w.generation.ID), Member: w.generation.MemberID, Offset: b.Next}
 	}
 	var retry backoff
 	for {
 		err := handler.Handle(w.draining, b)
 		if err == nil {
 			if b.Claim != nil {
-				w.handled, w.committed = next, next
-				w.reach(next)
-				w.at.Set(float64(next))
+				w.handled, w.committed = b.Next, b.Next
+				w.reach(b.Next)
+				w.at.Set(float64(b.Next))
 			}
 			return nil
 		}
@@ -747,12 +747,11 @@ func (c *Consumer) moved(p *progress, position, end, written int64) {
 }
 
 // alive says that the partition is at work, though none of the records that wait has moved.
-func (c *Consumer) alive(p *progress, position, end, written int64) {
+func (c *Consumer) alive(p *progress) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p.moved = time.Now()
+	p.moved, p.err = time.Now(), nil
 	c.lastMove = p.moved
-	p.position, p.end, p.written, p.err = position, end, written, nil
 }
 
 // waitsForMemory keeps a wait for memory from counting as a stall, as long as another

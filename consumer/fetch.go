@@ -59,12 +59,12 @@ type pending struct {
 }
 
 // fetch asks once for what follows the position, and calls emit with batches
-// of it, and with the offset that follows each. The position moves past a batch
+// of it. The position moves past a batch
 // after emit returned nil. A last call may come with an empty batch, where only
 // offsets without records were passed. What is before damage is emitted too.
 // Where that takes more memory than is ordinary, fetch waits for its share of the
 // budget, and has given it back when it returns.
-func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) error) error {
+func (r *reader) fetch(ctx context.Context, emit func(b *Batch) error) error {
 	defer r.letGo(ofResponse)
 	response, buf, err := r.response(ctx)
 	if err != nil {
@@ -92,7 +92,7 @@ func (r *reader) fetch(ctx context.Context, emit func(b *Batch, next int64) erro
 			return nil
 		}
 		r.batch.From, r.batch.Next, r.batch.HighWatermark = r.position, next, r.end
-		if err := emit(&r.batch, next); err != nil {
+		if err := emit(&r.batch); err != nil {
 			return err
 		}
 		r.position = next

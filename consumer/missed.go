@@ -33,7 +33,7 @@ func (w *worker) makeUp(handler Handler) error {
 	for len(w.missed) > 0 {
 		from := w.missed[0].From
 		r.position, r.maxOffset = from, w.missed[len(w.missed)-1].To
-		err := r.fetch(w.running, func(b *Batch, next int64) error { return w.again(&r, handler, b, next) })
+		err := r.fetch(w.running, func(b *Batch) error { return w.again(&r, handler, b) })
 		if len(w.missed) == 0 || w.running.Err() != nil {
 			return context.Cause(w.running) // what comes behind is not asked for
 		}
@@ -51,10 +51,10 @@ func (w *worker) makeUp(handler Handler) error {
 }
 
 // again hands over what of a batch was missed, each span by itself.
-func (w *worker) again(r *reader, handler Handler, b *Batch, next int64) error {
+func (w *worker) again(r *reader, handler Handler, b *Batch) error {
 	all, one := b.Messages, *b // the reader uses b again
 	one.Missed = true
-	for len(w.missed) > 0 && w.missed[0].From < next {
+	for len(w.missed) > 0 && w.missed[0].From < b.Next {
 		span := &w.missed[0]
 		for len(all) > 0 && all[0].Offset < span.From {
 			all = all[1:]
@@ -63,7 +63,7 @@ func (w *worker) again(r *reader, handler Handler, b *Batch, next int64) error {
 		for n < len(all) && all[n].Offset < span.To {
 			n++
 		}
-		one.From, one.Next = span.From, min(span.To, next)
+		one.From, one.Next = span.From, min(span.To, b.Next)
 		if one.Messages, all = all[:n], all[n:]; n > 0 {
 			if err := handler.Handle(w.draining, &one); err != nil {
 				w.failed(opHandle, fmt.Errorf("handle %s[%d] from offset %d again: %w", b.Topic, b.Partition, one.From, err))
@@ -73,7 +73,8 @@ func (w *worker) again(r *reader, handler Handler, b *Batch, next int64) error {
 		w.missedBefore(one.Next)
 	}
 	// None of the records that wait has moved, but they will.
-	w.alive(w.progress, w.position, r.end, r.written)
+	w.waiting(w.progress, w.position, r.end, r.written)
+	w.alive(w.progress)
 	w.showLag(w.position, r.written)
 	return context.Cause(w.running)
 }

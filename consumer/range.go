@@ -66,14 +66,14 @@ func ReadRange(ctx context.Context, conn *kafkaconn.Client, cfg RangeConfig, fn 
 		for r.position < r.maxOffset {
 			var ours error
 			_, err := kafkaconn.Retry(ctx, func() (struct{}, error) {
-				err := r.fetch(ctx, func(b *Batch, next int64) error {
+				err := r.fetch(ctx, func(b *Batch) error {
 					if len(b.Messages) > 0 {
 						if ours = fn(b); ours != nil {
 							return ours
 						}
 					}
 					if cfg.Progress != nil {
-						cfg.Progress(passed+min(next, r.maxOffset)-start, total)
+						cfg.Progress(passed+b.Next-start, total)
 					}
 					return nil
 				})

@@ -227,7 +227,7 @@ func TestFetchHandsOnWhatIsBeforeDamage(t *testing.T) {
 		return second
 	})
 	var got []int64
-	emit := func(b *Batch, next int64) error { got = append(got, append(offsets(b.Messages), next)...); return nil }
+	emit := func(b *Batch) error { got = append(got, append(offsets(b.Messages), b.Next)...); return nil }
 	if err := r.fetch(t.Context(), emit); err == nil || !strings.Contains(err.Error(), "read t[0] from offset 7: the record batch at offset 7: its checksum is ") {
 		t.Errorf("error %v", err)
 	}
@@ -253,7 +253,7 @@ func TestFetchPassesWhatCannotBeRead(t *testing.T) {
 		r.maxOffset = maxOffset
 		var got []int64
 		more, records := int64(0), int64(0)
-		err := r.fetch(t.Context(), func(b *Batch, next int64) error {
+		err := r.fetch(t.Context(), func(b *Batch) error {
 			got = append(got, offsets(b.Messages)...)
 			records += r.records
 			for _, m := range b.Messages {
@@ -271,7 +271,7 @@ func TestFetchPassesWhatCannotBeRead(t *testing.T) {
 func TestFetchPassesNothingThatWasRefused(t *testing.T) {
 	r := responding(t, 5, func(int64) []byte { return testBatch{base: 5, values: make([][]byte, 20)}.encode(t) })
 	refused, calls := errors.New("refused"), 0
-	err := r.fetch(t.Context(), func(*Batch, int64) error { calls++; return refused })
+	err := r.fetch(t.Context(), func(*Batch) error { calls++; return refused })
 	if !errors.Is(err, refused) || calls != 1 || r.position != 5 {
 		t.Errorf("%v after %d calls, position %d; want the error of the first, and 5", err, calls, r.position)
 	}
@@ -296,7 +296,7 @@ func TestFetchFromOlderBrokers(t *testing.T) {
 			}
 			r := &reader{conn: conn, topic: "t", maxRecords: 10, maxBytes: 1 << 20, maxMessage: 100, maxWait: 10 * time.Millisecond}
 			var got []string
-			err = r.fetch(ctx, func(b *Batch, next int64) error {
+			err = r.fetch(ctx, func(b *Batch) error {
 				for _, m := range b.Messages {
 					got = append(got, string(m.Value))
 				}

@@ -123,21 +123,34 @@ func TestComposeConfigurationLoads(t *testing.T) {
 	}
 }
 
-func TestComposeMountsWhatExists(t *testing.T) {
+type service struct {
+	Image       string   `yaml:"image"`
+	User        string   `yaml:"user"`
+	ReadOnly    bool     `yaml:"read_only"`
+	CapDrop     []string `yaml:"cap_drop"`
+	SecurityOpt []string `yaml:"security_opt"`
+	Volumes     []string `yaml:"volumes"`
+}
+
+// services returns those of compose.yml by name.
+func services(t *testing.T) map[string]service {
+	t.Helper()
 	text, err := os.ReadFile("compose.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var compose struct {
-		Services map[string]struct {
-			Volumes []string `yaml:"volumes"`
-		} `yaml:"services"`
+		Services map[string]service `yaml:"services"`
 	}
 	if err := yaml.Unmarshal(text, &compose); err != nil {
 		t.Fatal(err)
 	}
+	return compose.Services
+}
+
+func TestComposeMountsWhatExists(t *testing.T) {
 	mounts := 0
-	for name, service := range compose.Services {
+	for name, service := range services(t) {
 		for _, volume := range service.Volumes {
 			host, _, _ := strings.Cut(volume, ":")
 			if !strings.HasPrefix(host, ".") {
@@ -180,24 +193,8 @@ func TestPodsHaveNoPrivileges(t *testing.T) {
 
 // Nor have the containers of the compose file, and the image by itself is nobody's.
 func TestContainersHaveNoPrivileges(t *testing.T) {
-	text, err := os.ReadFile("compose.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var compose struct {
-		Services map[string]struct {
-			Image       string   `yaml:"image"`
-			User        string   `yaml:"user"`
-			ReadOnly    bool     `yaml:"read_only"`
-			CapDrop     []string `yaml:"cap_drop"`
-			SecurityOpt []string `yaml:"security_opt"`
-		} `yaml:"services"`
-	}
-	if err := yaml.Unmarshal(text, &compose); err != nil {
-		t.Fatal(err)
-	}
 	ours := 0
-	for name, s := range compose.Services {
+	for name, s := range services(t) {
 		if s.Image != "oodmon" {
 			continue
 		}
@@ -209,7 +206,7 @@ func TestContainersHaveNoPrivileges(t *testing.T) {
 	if ours < 3 {
 		t.Errorf("%d services run oodmon, want first-model, oodmon and demo", ours)
 	}
-	if text, err = os.ReadFile("Dockerfile"); err != nil || !strings.Contains(string(text), "\nUSER 65532:65532\n") {
+	if text, err := os.ReadFile("Dockerfile"); err != nil || !strings.Contains(string(text), "\nUSER 65532:65532\n") {
 		t.Errorf("the image names no user: %v", err)
 	}
 }

@@ -252,23 +252,27 @@ func TestInvalidScoresNeverBet(t *testing.T) {
 	}
 }
 
+// driftingBatches returns 240 batches of 50 records of three partitions, which drift from
+// the middle on, and when each comes.
+func driftingBatches(t *testing.T) (batches []*Batch, times []time.Time) {
+	script := newFixture(t, 10000, nil)
+	for i := range 240 {
+		score := inControl
+		if i > 120 {
+			score = mixed(.3)
+		}
+		script.now = script.now.Add(5 * time.Second)
+		batches = append(batches, script.batch(int32(i%3), 50, kind{score: score}))
+		times = append(times, script.now)
+	}
+	return batches, times
+}
+
 // A process that is killed again and again, and reads from an offset at or before
 // its last snapshot, raises the alarms of one that is not, and ends at the same
 // evidence.
 func TestKilledAndReplayed(t *testing.T) {
-	const n = 12000
-	script := newFixture(t, 10000, func(c *Config) { c.StateFile = filepath.Join(t.TempDir(), "state") })
-	var batches []*Batch
-	var times []time.Time
-	for i := 0; i < n; i += 50 {
-		score := inControl
-		if i > 6000 {
-			score = mixed(.3)
-		}
-		script.now = script.now.Add(5 * time.Second)
-		batches = append(batches, script.batch(int32(i/50%3), 50, kind{score: score}))
-		times = append(times, script.now)
-	}
+	batches, times := driftingBatches(t)
 	play := func(killed bool) (alarms []Alarm, at []float64) {
 		f := newFixture(t, 10000, func(c *Config) { c.StateFile = filepath.Join(t.TempDir(), "state") })
 		f.watch.options.key = 77
@@ -320,22 +324,11 @@ func TestKilledAndReplayed(t *testing.T) {
 
 // Batches that were acknowledged and committed after the last snapshot do not come again
 // by themselves. The journal tells a process which they were: with them it goes on as one
-// that was not killed: they bet as of the time when they were announced. It dies before and after a batch has bet, in the middle of writing
-// an entry, and between a snapshot and the journal's next beginning.
+// that was not killed: they bet as of the time when they were announced. It dies before
+// and after a batch has bet, in the middle of writing an entry, and between a snapshot and
+// the journal's next beginning.
 func TestKilledAfterTheCommit(t *testing.T) {
-	path := func() string { return filepath.Join(t.TempDir(), "state") }
-	script := newFixture(t, 10000, nil)
-	var batches []*Batch
-	var times []time.Time
-	for i := range 240 {
-		score := inControl
-		if i > 120 {
-			score = mixed(.3)
-		}
-		script.now = script.now.Add(5 * time.Second)
-		batches = append(batches, script.batch(int32(i%3), 50, kind{score: score}))
-		times = append(times, script.now)
-	}
+	batches, times := driftingBatches(t)
 	from := func(b *Batch) int64 { return b.Offset[0] }
 	to := func(b *Batch) int64 { return b.Offset[len(b.Offset)-1] + 1 }
 	at := make(map[Span]int) // by partition and first offset
@@ -343,7 +336,7 @@ func TestKilledAfterTheCommit(t *testing.T) {
 		at[Span{int64(b.Partition), from(b)}] = i
 	}
 	play := func(killed bool) (f *fixture, again int) {
-		file := path()
+		file := filepath.Join(t.TempDir(), "state")
 		f = newFixture(t, 10000, func(c *Config) { c.StateFile = file })
 		f.watch.options.key = 77
 		r := rand.New(rand.NewPCG(3, 3))

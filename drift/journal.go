@@ -98,6 +98,14 @@ func (j *journal) add(partition int32, s announced) {
 	j.spans[partition] = append(spans, s)
 }
 
+// end returns the offset after the last that was announced of a partition, or 0.
+func (j *journal) end(partition int32) (end int64) {
+	for _, s := range j.spans[partition] {
+		end = max(end, s.To)
+	}
+	return end
+}
+
 // has reports whether a span was announced last, or a part of that.
 func (j *journal) has(partition int32, s Span) bool {
 	spans := j.spans[partition]
@@ -236,7 +244,11 @@ func (w *Watch) inJournal(do func(j *journal) error) {
 // batch of more than one span, in this order, before what follows committed; nothing else
 // may be done with them, as that was done. Without a state file there are none.
 func (w *Watch) Missed(partition int32, committed int64) (all []Span) {
-	for _, s := range beyond(w.announced(partition), w.watermark(partition)) {
+	spans := w.announced(partition)
+	w.mu.Lock()
+	at := w.watermark(partition)
+	w.mu.Unlock()
+	for _, s := range beyond(spans, at) {
 		if s.To = min(s.To, committed); s.From < s.To {
 			all = append(all, s.Span)
 		}
@@ -251,15 +263,6 @@ func (w *Watch) announced(partition int32) []announced {
 	w.journal.mu.Lock()
 	defer w.journal.mu.Unlock()
 	return apart(slices.Clone(w.journal.spans[partition]))
-}
-
-func (w *Watch) watermark(partition int32) int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if at, ok := w.watermarks[partition]; ok {
-		return at
-	}
-	return -1
 }
 
 // recall opens the journal. If the state was not taken over, what it holds goes with

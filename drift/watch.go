@@ -156,10 +156,7 @@ func (w *Watch) Observe(b *Batch) []Alarm {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	watermark, ok := w.watermarks[b.Partition]
-	if !ok {
-		watermark = -1
-	}
+	watermark := w.watermark(b.Partition)
 	if len(b.Offset) == 0 {
 		w.watermarks[b.Partition] = max(watermark, b.End-1)
 		return nil
@@ -180,6 +177,14 @@ func (w *Watch) Observe(b *Batch) []Alarm {
 		alarms = append(alarms, w.recommendation(now))
 	}
 	return alarms
+}
+
+// watermark returns the last offset of a partition that was observed, or -1.
+func (w *Watch) watermark(partition int32) int64 {
+	if at, ok := w.watermarks[partition]; ok {
+		return at
+	}
+	return -1
 }
 
 // records lets those beyond the watermark bet.
@@ -274,13 +279,15 @@ func (w *Watch) segment(name string, now float64) *engine {
 // the next Save a kill would find the watermark again.
 func (w *Watch) Forget(partition int32, end int64) bool {
 	w.mu.Lock()
-	seen, ok := w.watermarks[partition]
-	if ok && seen >= end {
+	seen := w.watermark(partition)
+	if seen >= end {
 		delete(w.watermarks, partition)
 	}
 	w.mu.Unlock()
-	for _, s := range w.announced(partition) {
-		seen = max(seen, s.To-1)
+	if j := w.journal; j != nil {
+		j.mu.Lock()
+		seen = max(seen, j.end(partition)-1)
+		j.mu.Unlock()
 	}
 	if seen < end {
 		return false
